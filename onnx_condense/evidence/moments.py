@@ -1,0 +1,180 @@
+"""Means and second moments of what readers read, accumulated inside the ONNX Runtime graph.
+
+Activations never leave the runtime: per batch only a mean [K] and a centred product [K, L] come back. They add
+up over batches (and shards, and machines) by the pairwise update of Chan, Golub & LeVeque (1979), in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_condense.data import Samples
+from onnx_condense.plan import FloatArray, IntArray
+from onnx_condense.runtime import Runtime, run
+
+# fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
+ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Joint moments of two sets of features (often one set with itself).
+
+    count: rows seen; left [K], right [L]: means; product [K, L]: sum of (l - left)(r - right)^T.
+    """
+
+    count: float
+    left: FloatArray
+    right: FloatArray
+    product: FloatArray
+
+    @property
+    def covariance(self) -> FloatArray:
+        """[K, L], product / count."""
+        return self.product / max(self.count, 1.0)
+
+    def plus(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        count = self.count + other.count
+        share = other.count / count
+        left, right = other.left - self.left, other.right - self.right
+        product = self.product + other.product
+        product += np.outer(left, right) * (self.count * share)
+        return Moments(count, self.left + share * left, self.right + share * right, product)
+
+    def part(self, left: IntArray, right: IntArray) -> Moments:
+        """Moments of some of the features."""
+        return Moments(self.count, self.left[left], self.right[right], self.product[np.ix_(left, right)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two tensors of one graph whose features along an axis are to be correlated; all other axes are rows."""
+
+    left: str
+    left_axis: int
+    right: str
+    right_axis: int
+
+
+def of_axis(tensor: str, axis: int) -> Pair:
+    """A tensor with itself."""
+    return Pair(tensor, axis, tensor, axis)
+
+
+def collect(
+    proto: onnx.ModelProto,
+    pairs: Sequence[Pair],
+    ranks: Mapping[str, int],
+    samples: Samples,
+    indices: IntArray,
+    runtime: Runtime,
+) -> list[Moments]:
+    """Moments of each pair over the given samples.
+
+    Args:
+        proto: a network that holds all named tensors, weights inside.
+        pairs: what to correlate.
+        ranks: rank of every named tensor.
+        samples: the source; indices: which of its samples.
+        runtime: how to run.
+    """
+    if not pairs:
+        return []
+    session = runtime.session(_with_moments(proto, pairs, ranks))
+    totals: list[Moments | None] = [None] * len(pairs)
+    for batch in samples.batches(indices, ROWS):
+        found = run(session, batch.feed)
+        for i in range(len(pairs)):
+            count, left, right, product = found[4 * i : 4 * i + 4]
+            wide = [np.asarray(a, np.float64) for a in (left.reshape(-1), right.reshape(-1), product)]
+            new = Moments(float(count.reshape(-1)[0]), *wide)
+            old = totals[i]
+            totals[i] = new if old is None else old.plus(new)
+    return [t for t in totals if t is not None]
+
+
+def _with_moments(proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[str, int]) -> onnx.ModelProto:
+    """The network with moments as its only outputs (what does not lead there is not computed)."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    builder = _Builder(copy, ranks)
+    del copy.graph.output[:]
+    for i, pair in enumerate(pairs):
+        left, left_mean, count = builder.centred(pair.left, pair.left_axis)
+        right, right_mean, _ = builder.centred(pair.right, pair.right_axis)
+        product = builder.node("Gemm", [left, right], transA=1)
+        for name, kind in ((count, 7), (left_mean, 1), (right_mean, 1), (product, 1)):
+            out = builder.node("Identity", [name], out=f"moments_{i}_{len(copy.graph.output)}")
+            copy.graph.output.append(helper.make_tensor_value_info(out, kind, None))
+    return copy
+
+
+class _Builder:
+    """Appends the nodes that turn tensors into moments."""
+
+    def __init__(self, proto: onnx.ModelProto, ranks: Mapping[str, int]) -> None:
+        self._graph = proto.graph
+        self._ranks = ranks
+        self._opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+        self._done: dict[tuple[str, int], tuple[str, str, str]] = {}
+        self._count = 0
+
+    def node(self, op: str, inputs: list[str], out: str = "", **attributes: int | list[int]) -> str:
+        self._count += 1
+        out = out or f"moments/{op}_{self._count}"
+        self._graph.node.append(helper.make_node(op, inputs, [out], **attributes))
+        return out
+
+    def _integers(self, values: list[int]) -> str:
+        self._count += 1
+        name = f"moments/constant_{self._count}"
+        self._graph.node.append(
+            helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.array(values, np.int64)))
+        )
+        return name
+
+    def centred(self, tensor: str, axis: int) -> tuple[str, str, str]:
+        """Rows minus their mean [n, K], the mean [1, K] and n, in float32."""
+        key = (tensor, axis)
+        if key in self._done:
+            return self._done[key]
+        rank = self._ranks[tensor]
+        flat = self.node("Cast", [tensor], to=onnx.TensorProto.FLOAT)
+        if rank > 1 and axis != rank - 1:
+            order = [a for a in range(rank) if a != axis] + [axis]
+            flat = self.node("Transpose", [flat], perm=order)
+        if rank == 1:
+            flat = self.node("Reshape", [flat, self._integers([1, -1])])
+        elif rank > 2:
+            # -1 must be the rows: keep the last axis by name through Flatten.
+            flat = self.node("Flatten", [flat], axis=rank - 1)
+        if self._opset >= 18:
+            mean = self.node("ReduceMean", [flat, self._integers([0])], keepdims=1)
+        else:
+            mean = self.node("ReduceMean", [flat], axes=[0], keepdims=1)
+        shape = self.node("Shape", [flat])
+        count = self.node("Gather", [shape, self._integers([0])])
+        self._done[key] = (self.node("Sub", [flat, mean]), mean, count)
+        return self._done[key]
+
+
+PREFIX = "condensed/"
+
+
+def side_by_side(dense: onnx.ModelProto, condensed: onnx.ModelProto) -> onnx.ModelProto:
+    """Both networks in one graph over the same inputs; the condensed one's tensors carry PREFIX."""
+    renamed = onnx.compose.add_prefix(
+        condensed, PREFIX, rename_inputs=False, rename_functions=False, rename_value_infos=False
+    )
+    joint = onnx.ModelProto()
+    joint.CopyFrom(dense)
+    del joint.graph.value_info[:]
+    joint.graph.node.extend(renamed.graph.node)
+    joint.graph.initializer.extend(renamed.graph.initializer)
+    return joint

@@ -1,0 +1,146 @@
+"""Element-wise ops of one or more operands, with broadcasting.
+
+Operands of equal size tie their channels; a constant that varies along a channel axis is carried along (sliced
+with the channels); an axis of size 1 broadcasts and ties nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.plan import PINNED, ConstantUse, IntArray, Operand
+from onnx_condense.shapes import Shape
+
+UNKNOWN_SIZE = "combined with a tensor of unknown size"
+OUTER = "combined with other channels by broadcasting"
+
+
+def trace(call: Call) -> Effect:
+    """Labels of an element-wise result; pins what can't be aligned."""
+    present = [(i, v) for i, v in enumerate(call.operands) if v is not None]
+    active = [(i, v) for i, v in present if v.constant is None]
+    if not active or call.result_shape is None or any(v.labels is None for _, v in active):
+        return Effect(None, pins=tuple((v.labels, UNKNOWN_SIZE) for _, v in active if v.labels is not None))
+    rank = len(call.result_shape)
+    aligned = [(_aligned(v.labels, rank), _padded(v.shape, rank)) for _, v in active if v.labels is not None]
+    output, ties, pins = _join(aligned)
+    constants = []
+    for i, value in present:
+        if value.constant is not None:
+            labels = _carried(value.constant.shape, output)
+            if (labels != PINNED).any():
+                constants.append(ConstantUse(Operand(call.index, i), labels))
+    return Effect(output, ties=tuple(ties), constants=tuple(constants), pins=tuple(pins))
+
+
+def _aligned(labels: IntArray, rank: int) -> IntArray:
+    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+
+
+def _padded(shape: Shape | None, rank: int) -> Shape:
+    shape = shape or ()
+    return (1,) * (rank - len(shape)) + tuple(shape)
+
+
+def _join(
+    operands: list[tuple[IntArray, Shape]],
+) -> tuple[IntArray, list[tuple[IntArray, IntArray]], list[tuple[IntArray, str]]]:
+    """Labels of the result, pairs to unify and pins, from aligned (labels, shape) of the computed operands."""
+    result, shape = operands[0]
+    ties: list[tuple[IntArray, IntArray]] = []
+    # A tensor that is a single channel can't lose it without becoming empty.
+    pins = [(labels, OUTER) for labels, _ in operands if len(operands) > 1 and labels.size == 1]
+    for labels, other in operands[1:]:
+        alone_a, alone_b = _spread_alone(result, other), _spread_alone(labels, shape)
+        if alone_a is None or alone_b is None:
+            pins += [(result, UNKNOWN_SIZE), (labels, UNKNOWN_SIZE)]
+            result = np.zeros((1,) * result.ndim, np.int64)
+        elif alone_a and alone_b:
+            pins += [(result, OUTER), (labels, OUTER)]
+            result = np.zeros((1,) * result.ndim, np.int64)
+        elif alone_b:
+            result = labels
+        elif not alone_a:
+            a, b = np.broadcast_arrays(result, labels)
+            ties.append((a, b))
+            result = np.maximum(a, b)
+        shape = tuple(_wider(s, t) for s, t in zip(shape, other, strict=True))
+    return result, ties, pins
+
+
+def _spread_alone(labels: IntArray, other: Shape) -> bool | None:
+    """Whether labels vary along an axis on which the other operand has size 1; None if that can't be known."""
+    sizes = [other[axis] for axis in range(labels.ndim) if labels.shape[axis] > 1]
+    if any(size == 1 for size in sizes):
+        return True
+    return None if any(not isinstance(size, int) for size in sizes) else False
+
+
+def _wider(a: int | str | None, b: int | str | None) -> int | str | None:
+    return b if a == 1 else a
+
+
+def _carried(shape: tuple[int, ...], output: IntArray) -> IntArray:
+    """Labels of a constant operand: the result's along the axes on which the constant varies."""
+    if len(shape) > output.ndim:
+        return np.zeros((1,) * len(shape), np.int64)
+    tail = output.shape[output.ndim - len(shape) :]
+    index = [0] * (output.ndim - len(shape)) + [slice(None) if n > 1 else slice(0, 1) for n in shape]
+    assert all(n in (1, t) or t == 1 for n, t in zip(shape, tail, strict=True))
+    labels: IntArray = output[tuple(index)]
+    # Where the constant has size 1 its single value serves all channels: it carries none of them.
+    varies = any(t > 1 and n > 1 for n, t in zip(shape, tail, strict=True))
+    return labels if varies else np.zeros((1,) * len(shape), np.int64)
+
+
+def _is_training(call: Call) -> str:
+    """Dropout draws numbers when told to train."""
+    flag: Value | None = call.operands[2] if len(call.operands) > 2 else None
+    if flag is None or (flag.constant is not None and not flag.constant.any()):
+        return ""
+    return "draws random numbers (Dropout in training mode)"
+
+
+_ANY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not PRelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
+    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul "
+    "Or Pow Sub Sum Where Xor Identity Dropout"
+).split()
+
+_LAWS = {
+    "Identity": Law.IDENTITY,
+    "Dropout": Law.IDENTITY,
+    "Neg": Law.NEGATE,
+    "Add": Law.ADD,
+    "Sub": Law.SUBTRACT,
+    "Mul": Law.MULTIPLY,
+    "Div": Law.DIVIDE,
+    **dict.fromkeys(("Abs", "LeakyRelu", "PRelu", "Relu"), Law.HOMOGENEOUS),
+    **dict.fromkeys(
+        ("Asin", "Asinh", "Atan", "Atanh", "Erf", "Sigmoid", "Sin", "Sinh", "Softsign", "Tan", "Tanh"), Law.ODD
+    ),
+}
+_CENTRES = {"Sigmoid": 0.5}
+_GUARDS = {"Dropout": _is_training}
+
+# Before opset 7 binary ops broadcast by an `axis` attribute, in another way.
+_SINCE = {name: 7 for name in "Add And Div Equal Greater Less Mul Or Pow PRelu Sub Xor".split()}
+_SINCE |= dict.fromkeys("Max Mean Min Sum".split(), 8)
+
+register(
+    *(
+        OpRule(
+            op,
+            trace,
+            since=_SINCE.get(op, 1),
+            law=_LAWS.get(op, Law.ANY),
+            centre=_CENTRES.get(op, 0.0),
+            **({"guard": _GUARDS[op]} if op in _GUARDS else {}),
+        )
+        for op in _ANY
+    ),
+    *(OpRule(op, trace, domain="com.microsoft") for op in ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")),
+)

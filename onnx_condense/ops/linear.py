@@ -1,0 +1,149 @@
+"""Linear ops with a constant weight: they read channels on one side and write new ones on the other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_condense.ops.registry import Call, Effect, OpRule, Value, register
+from onnx_condense.plan import PINNED, ConstantUse, IntArray, LinearUse, Operand
+
+COMPUTED_WEIGHT = "computed weight"
+NOT_CONTRACTED = "channels on an axis that the op does not contract"
+BATCHED_WEIGHT = "weight with batch dimensions"
+INTEGER_WEIGHT = "integer weight"
+
+
+def trace_matmul(call: Call) -> Effect:
+    """Y = A @ B with a constant of rank 1 or 2 on one side."""
+    left, right = call.operands[0], call.operands[1]
+    assert left is not None
+    assert right is not None
+    if right.constant is not None and left.constant is None:
+        return _linear(call, weight=1, act=0, in_axis=-2, out_axis=-1, act_axis=-1, result_axis=-1)
+    if left.constant is not None and right.constant is None:
+        return _linear(call, weight=0, act=1, in_axis=-1, out_axis=-2, act_axis=-2, result_axis=-2)
+    return _computed(call)
+
+
+def trace_gemm(call: Call) -> Effect:
+    """Y = alpha A' B' + beta C with A or B constant; C may be constant or another tensor."""
+    a, b = call.operands[0], call.operands[1]
+    assert a is not None
+    assert b is not None
+    trans_a, trans_b = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
+    gain = float(call.attributes.get("alpha", 1.0))
+    if b.constant is not None and a.constant is None:
+        sides = {"weight": 1, "act": 0, "in_axis": int(trans_b), "act_axis": 1 - int(trans_a), "result_axis": 1}
+        effect = _linear(call, out_axis=1 - int(trans_b), gain=gain, **sides)
+    elif a.constant is not None and b.constant is None:
+        sides = {"weight": 0, "act": 1, "in_axis": 1 - int(trans_a), "act_axis": int(trans_b), "result_axis": 0}
+        effect = _linear(call, out_axis=int(trans_a), gain=gain, **sides)
+    else:
+        return _computed(call)
+    return _with_addend(call, effect)
+
+
+def _with_addend(call: Call, effect: Effect) -> Effect:
+    """Gemm's C: a constant is carried by the rows, a computed one is tied to them."""
+    addend = call.operands[2] if len(call.operands) > 2 else None
+    if addend is None or effect.output is None:
+        return effect
+    rank = 2
+    if addend.constant is not None:
+        shape = addend.constant.shape
+        index = tuple(slice(None) if n > 1 else slice(0, 1) for n in (1,) * (rank - len(shape)) + shape)
+        labels = effect.output[index].reshape([-1 if n > 1 else 1 for n in shape]) if _varies(shape, effect) else None
+        use = () if labels is None else (ConstantUse(Operand(call.index, 2), labels),)
+        return Effect(effect.output, linear=effect.linear, constants=use, pins=effect.pins)
+    # A computed addend would have to broadcast exactly like the rows: leave both alone.
+    pins = [(effect.output, "added to another tensor inside Gemm")]
+    if addend.labels is not None:
+        pins.append((addend.labels, "added to another tensor inside Gemm"))
+    return Effect(effect.output, linear=effect.linear, pins=(*effect.pins, *pins))
+
+
+def _varies(shape: tuple[int, ...], effect: Effect) -> bool:
+    """Whether a constant C of this shape varies along the axis that carries the rows' channels."""
+    assert effect.output is not None
+    aligned = (1,) * (2 - len(shape)) + shape
+    return any(n > 1 and t > 1 for n, t in zip(aligned, effect.output.shape, strict=True))
+
+
+def _computed(call: Call) -> Effect:
+    """Both sides computed (attention cores, hypernetworks): no weight to rewrite."""
+    values = [v for v in call.operands if v is not None and v.labels is not None]
+    return Effect(None, pins=tuple((v.labels, COMPUTED_WEIGHT) for v in values if v.labels is not None))
+
+
+def _linear(  # noqa: PLR0913 - the six numbers are the layout of one product
+    call: Call,
+    *,
+    weight: int,
+    act: int,
+    in_axis: int,
+    out_axis: int,
+    act_axis: int,
+    result_axis: int,
+    gain: float = 1.0,
+) -> Effect:
+    """One product of a constant and a tensor; axes may be negative, as in MatMul."""
+    w, x = call.operands[weight], call.operands[act]
+    assert w is not None
+    assert w.constant is not None
+    assert x is not None
+    if x.labels is None:
+        return Effect(None)
+    reason = _unsupported(w)
+    if reason:
+        return Effect(_pinned_output(call), pins=((x.labels, reason),))
+    vector = w.constant.ndim == 1
+    size = w.constant.shape[0 if vector else in_axis]
+    act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
+    columns, pins = _columns(x.labels, act_axis, size)
+    rows = np.empty(0, np.int64) if vector else call.fresh(w.constant.shape[out_axis])
+    output = _pinned_output(call)
+    at = None
+    if output is not None and not vector:
+        # A vector activation has no batch axis: the result's only axis carries the rows.
+        at = result_axis % output.ndim if x.labels.ndim > 1 else output.ndim - 1
+        output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
+    use = LinearUse(
+        weight=Operand(call.index, weight),
+        activation=Operand(call.index, act),
+        in_axis=0 if vector else in_axis % 2,
+        out_axis=None if vector else out_axis % 2,
+        act_axis=act_axis,
+        result_axis=at,
+        columns=columns,
+        rows=rows,
+        gain=gain,
+    )
+    return Effect(output, linear=(use,), pins=pins)
+
+
+def _unsupported(weight: Value) -> str:
+    assert weight.constant is not None
+    if weight.constant.ndim not in (1, 2):
+        return BATCHED_WEIGHT
+    return "" if weight.constant.dtype.kind not in "iub" else INTEGER_WEIGHT
+
+
+def _columns(labels: IntArray, axis: int, size: int) -> tuple[IntArray, tuple[tuple[IntArray, str], ...]]:
+    """Labels of the contracted axis [size]; channels on any other axis are pinned."""
+    others = [n for a, n in enumerate(labels.shape) if a != axis]
+    if any(n > 1 for n in others) or labels.shape[axis] not in (1, size):
+        return np.full(size, PINNED), ((labels, NOT_CONTRACTED),)
+    line = labels.reshape(-1)
+    return (line if line.size == size else np.full(size, line[0] if size == 1 else PINNED)), _pin_spread(labels, size)
+
+
+def _pin_spread(labels: IntArray, size: int) -> tuple[tuple[IntArray, str], ...]:
+    """A single label over a longer axis is one channel that owns all of it: it can only stay."""
+    return ((labels, NOT_CONTRACTED),) if labels.size == 1 and size > 1 else ()
+
+
+def _pinned_output(call: Call) -> IntArray | None:
+    return None if call.result_shape is None else np.zeros((1,) * len(call.result_shape), np.int64)
+
+
+register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7))

@@ -1,0 +1,123 @@
+"""The registry of op rules: one frozen record per op kind, keyed by (domain, op type, opset range).
+
+An op without a record is a barrier: every channel that it touches stays. Rules are pure: they look at labels
+and answer with an `Effect`; only `spaces.py` applies it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_condense.plan import ConstantUse, IntArray, LinearUse
+from onnx_condense.shapes import Shape
+
+
+class Law(enum.Enum):
+    """What is known of an element-wise op f beyond being a function; what the lossless proofs may use."""
+
+    ANY = "any function: equal arguments give equal results"
+    IDENTITY = "f(a) = a"
+    NEGATE = "f(a) = -a"
+    HOMOGENEOUS = "f(r a) = r f(a) for r > 0"
+    ODD = "f(-a) = 2 c - f(a) with the record's centre c"
+    ADD = "a + b"
+    SUBTRACT = "a - b"
+    MULTIPLY = "a * b"
+    DIVIDE = "a / b"
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One operand as a rule sees it.
+
+    labels: broadcasts to the operand's shape; None for a constant and for a tensor of unknown rank.
+    shape: None where the rank is unknown; constant: its value, or None where it is computed.
+    """
+
+    name: str
+    labels: IntArray | None
+    shape: Shape | None
+    constant: npt.NDArray[Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One node with its operands (None where one is left out) and the shape of its first output.
+
+    fresh(n): n new channel labels, for writers.
+    """
+
+    index: int
+    attributes: Mapping[str, Any]
+    operands: tuple[Value | None, ...]
+    result_shape: Shape | None
+    fresh: Callable[[int], IntArray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What a node does to channels.
+
+    outputs: labels of the outputs, all of them alike.
+    ties: pairs of label arrays of equal shape that become one, position by position.
+    pins: (labels, reason) of channels that must stay.
+    """
+
+    output: IntArray | None
+    ties: tuple[tuple[IntArray, IntArray], ...] = ()
+    linear: tuple[LinearUse, ...] = ()
+    constants: tuple[ConstantUse, ...] = ()
+    pins: tuple[tuple[IntArray, str], ...] = ()
+
+
+Trace = Callable[[Call], Effect]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpRule:
+    """Everything the package knows of one op kind, for opsets since <= version <= until.
+
+    trace: how channels pass; law: see `Law`; centre: of an odd op, f(-a) = 2 centre - f(a).
+    guard: a reason to treat this node as a barrier after all, or "".
+    """
+
+    op: str
+    trace: Trace
+    domain: str = ""
+    since: int = 1
+    until: int = 2**31
+    law: Law = Law.ANY
+    centre: float = 0.0
+    guard: Callable[[Call], str] = lambda _: ""
+
+
+_RULES: dict[tuple[str, str], list[OpRule]] = {}
+
+
+def register(*rules: OpRule) -> None:
+    """Add records; ranges of one op must not overlap."""
+    for rule in rules:
+        known = _RULES.setdefault((rule.domain, rule.op), [])
+        assert all(rule.since > k.until or rule.until < k.since for k in known), rule.op
+        known.append(rule)
+
+
+def find(domain: str, op: str, version: int) -> OpRule | None:
+    """The record for an op at an opset version, or None: a barrier."""
+    return next((r for r in _RULES.get((domain, op), ()) if r.since <= version <= r.until), None)
+
+
+def registered() -> tuple[OpRule, ...]:
+    """All records, sorted by domain and op."""
+    return tuple(rule for key in sorted(_RULES) for rule in _RULES[key])
+
+
+def pinned_like(shape: Shape | None) -> IntArray | None:
+    """The labels of a tensor that owns no channel: every element is pinned."""
+    return None if shape is None else np.zeros((1,) * len(shape), np.int64)

@@ -1,0 +1,155 @@
+"""Frozen data that the stages hand on: where channels live, what pins them, which stay, what readers become.
+
+Stages do not import each other; they meet here. Words as in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+PINNED = 0
+"""The label of elements that can't be removed; every channel's label is positive."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One input position of one node: `inputs[position]` of the node at index `node` of the main graph."""
+
+    node: int
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearUse:
+    """One use of a constant weight by a linear op: out = act @ W (+ bias), whatever its layout in the file.
+
+    weight: the operand that holds the weight; activation: the operand that it multiplies.
+    in_axis / out_axis: axes of the stored weight tensor; out_axis is None for a weight vector.
+    act_axis: the contracted axis of the activation; result_axis: axis of the output that the rows write.
+    columns: label of each column's channel [K] (PINNED where it can't go).
+    rows: label of each row's channel [O]; empty where the result has no such axis.
+    gain: factor on the product (Gemm's alpha).
+    """
+
+    weight: Operand
+    activation: Operand
+    in_axis: int
+    out_axis: int | None
+    act_axis: int
+    result_axis: int | None
+    columns: IntArray
+    rows: IntArray
+    gain: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantUse:
+    """A constant operand whose axes carry channels (bias, scale, slope): `labels` has the constant's rank."""
+
+    operand: Operand
+    labels: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why channels must stay, and the node that says so."""
+
+    node: str
+    reason: str
+    labels: frozenset[int] = frozenset()
+    space: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelSpace:
+    """Channels that live and die together.
+
+    name: the tensor that the first writer writes.
+    channels: one label per channel [width], in the order of the first writer's rows.
+    pinned: which of them can't be removed [width].
+    writers / readers: indices into `ChannelView.linear`.
+    """
+
+    name: str
+    channels: IntArray
+    pinned: npt.NDArray[np.bool_]
+    writers: tuple[int, ...]
+    readers: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """How many channels the space has."""
+        return len(self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelView:
+    """What the analysis found out about one network; nothing here changes it.
+
+    labels: per tensor of the main graph, an array of channel labels that broadcasts to its shape.
+    linear, constants: every use of a weight or per-channel constant that carries labels.
+    shared: indices into `linear` of weight uses that must stay equal, one tuple per stored weight.
+    spaces: sorted by the first writer; refusals: every pin with its place.
+    """
+
+    labels: Mapping[str, IntArray]
+    linear: tuple[LinearUse, ...]
+    constants: tuple[ConstantUse, ...]
+    shared: tuple[tuple[int, ...], ...]
+    spaces: tuple[ChannelSpace, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which channels of one space stay: positions into `ChannelSpace.channels`, ascending."""
+
+    space: str
+    keep: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderUpdate:
+    """The new columns of one linear use, at the dense network's shape.
+
+    weight: [O, K] float64, zero in the columns that go.
+    offset: [O] float64, added to the result (before the gain is applied it was W @ mean; gain included here).
+    """
+
+    use: int
+    weight: FloatArray
+    offset: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything the rewrite needs: who stays, and what readers become.
+
+    kind: "lossless" (proved from the weights) or "fitted" (least squares on calibration moments).
+    errors: predicted relative error per space, for the report.
+    """
+
+    kind: Literal["lossless", "fitted"]
+    selections: tuple[Selection, ...]
+    updates: tuple[ReaderUpdate, ...]
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def dropped(self, spaces: Sequence[ChannelSpace]) -> frozenset[int]:
+        """Labels of all channels that go."""
+        by_name = {s.name: s for s in spaces}
+        gone: set[int] = set()
+        for selection in self.selections:
+            channels = by_name[selection.space].channels
+            gone.update(np.delete(channels, selection.keep).tolist())
+        return frozenset(gone)

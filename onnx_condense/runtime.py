@@ -1,0 +1,127 @@
+"""ONNX Runtime sessions: the only place that sets their options."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import threadpoolctl
+
+from onnx_condense.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+CPU = ("CPUExecutionProvider",)
+
+
+def check_providers(providers: Sequence[str]) -> tuple[str, ...]:
+    """The providers, or UsageError that lists those this installation has."""
+    available = ort.get_available_providers()
+    for name in providers:
+        if name not in available:
+            raise UsageError("provider", f"--providers: no {name} in this installation; it has {', '.join(available)}")
+    return tuple(providers)
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """BLAS keeps to the same number of threads as ONNX Runtime (0: leave both alone)."""
+    with threadpoolctl.threadpool_limits(limits=threads or None):
+        yield
+
+
+class Runtime:
+    """How sessions are made in one run: providers in fallback order, threads (0: ONNX Runtime's default)."""
+
+    def __init__(self, providers: Sequence[str] = CPU, threads: int = 0) -> None:
+        self.providers = check_providers(providers)
+        self.threads = threads
+
+    def session(
+        self, model: onnx.ModelProto | bytes | Path, *, optimize: bool = True, spin: bool = False
+    ) -> ort.InferenceSession:
+        """A session over the model.
+
+        optimize: False switches every graph optimization off (for proofs).
+        spin: worker threads burn CPU between runs, as serving does; only right for timing.
+
+        Raises:
+            ModelError: ONNX Runtime does not take the model.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = self.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source: Any = model
+        if not isinstance(model, bytes) and hasattr(model, "SerializeToString"):
+            source = model.SerializeToString()
+        elif not isinstance(model, bytes):
+            source = str(model)
+        try:
+            return ort.InferenceSession(source, options, providers=list(self.providers))
+        except RUNTIME_ERRORS as error:
+            raise ModelError("runtime", f"ONNX Runtime does not load the network: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for one-line messages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime raises its own types, one per status code, all direct children of Exception, and RuntimeError."""
+    state = vars(ort.capi.onnxruntime_pybind11_state).values()
+    return (RuntimeError, ValueError, *(v for v in state if isinstance(v, type) and issubclass(v, Exception)))
+
+
+RUNTIME_ERRORS = _runtime_errors()
+
+
+def run(session: ort.InferenceSession, feed: Feed, names: Sequence[str] | None = None) -> list[Array]:
+    """One pass; outputs as arrays in the order of `names` (default: all graph outputs).
+
+    Raises:
+        ModelError: the pass fails.
+    """
+    try:
+        outputs = session.run(list(names) if names is not None else None, dict(feed))
+    except RUNTIME_ERRORS as error:
+        raise ModelError("runtime", f"ONNX Runtime can't run the network: {first_line(error)}") from error
+    return [np.asarray(value) for value in outputs]
+
+
+def evaluate_node(proto: onnx.ModelProto, index: int, operands: Sequence[Array]) -> Array:
+    """Run one node of the main graph on given operands (those it has, in order), as ONNX Runtime would.
+
+    Operands come as float64 and are cast to the element type that keeps the op's arithmetic: float32.
+
+    Returns:
+        The first output, flattened, float64.
+    """
+    node = onnx.NodeProto()
+    node.CopyFrom(proto.graph.node[index])
+    arrays = {f"operand_{i}": np.asarray(a, np.float32) for i, a in enumerate(operands)}
+    names = iter(arrays)
+    for i, name in enumerate(node.input):
+        node.input[i] = next(names) if name else ""
+    inputs = [onnx.helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, a.shape) for k, a in arrays.items()]
+    result = onnx.ValueInfoProto(name=node.output[0])
+    graph = onnx.helper.make_graph([node], "node", inputs, [result])
+    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    session = Runtime().session(model, optimize=False)
+    return np.asarray(run(session, arrays, [node.output[0]])[0], np.float64).reshape(-1)
