@@ -1,0 +1,398 @@
+"""The command `onnx-condense IN [OUT]`: arguments, exit codes, what is printed and where.
+
+A thin layer over `onnx_condense.pipeline.condense`. It owns the paths that it is given (nothing is overwritten by
+accident), the JSON file, progress, logs and interrupts. Heavy packages are imported only once the call is known to be
+sound, so that `--help` and usage errors answer at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from onnx_condense import __version__
+from onnx_condense.errors import CondenseError, ModelError, UsageError
+from onnx_condense.report.data import Reason, Report
+
+PROGRAM = "onnx-condense"
+STDOUT = "-"
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+JSON_ON_EXIT = (1, 3, 4)
+"""Failures that the JSON file tells too; after a usage error nothing at all is written."""
+
+Progress = Callable[[str, float], None]
+
+
+class Command(TyperCommand):
+    """Says usage errors in one line, like every other error."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run and exit; Typer's own errors get our prefix and keep their exit code."""
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except typer.TyperException as error:
+            _complain(f"{error.format_message()} (--help lists the options)")
+            code = error.exit_code
+        sys.exit(code)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What the user asked for; field names as the options."""
+
+    source: Path
+    target: Path | None
+    calibration: Path | None
+    verification: Path | None
+    tolerance: float | None
+    keep: float | None
+    providers: tuple[str, ...]
+    threads: int
+    json: str | None
+    dry_run: bool
+    seed: int
+    force: bool
+    quiet: bool
+    verbose: bool
+    allow_slower: bool
+
+    @property
+    def json_file(self) -> Path | None:
+        """Where the JSON goes if it goes into a file."""
+        return Path(self.json) if self.json is not None and self.json != STDOUT else None
+
+    @property
+    def written(self) -> Path | None:
+        """OUT, if this call writes it."""
+        return None if self.dry_run else self.target
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: travels as Ctrl-C does, so that temporary files are removed on the way out."""
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+def main(  # noqa: PLR0913  # the signature is the command line
+    source: Annotated[Path, typer.Argument(metavar="IN", readable=False, help="The trained network; never touched.")],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", readable=False, help="The condensed network; left away: report only."),
+    ] = None,
+    *,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Unlabeled inputs: .npz, .npy, or a folder of feeds."),
+    ] = None,
+    verification: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Inputs to verify on, not a share of --calibration."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="X", help="Largest relative error; default 0.01, lossless without data.")
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(metavar="X", help="Instead: share of the parameters to keep, between 0 and 1.")
+    ] = None,
+    providers: Annotated[
+        str, typer.Option(metavar="NAMES", help="ONNX Runtime's fallback order, separated by commas.")
+    ] = "CPUExecutionProvider",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, metavar="N", help="Threads of ONNX Runtime and BLAS; default theirs.")
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Report as JSON; '-' is stdout, the table then goes to stderr.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write OUT.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the split and of drawn inputs.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    allow_slower: Annotated[
+        bool, typer.Option("--allow-slower", help="Write OUT even if it measures slower than IN.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr what is done, with tracebacks.")] = False,
+    version: Annotated[  # noqa: ARG001  # its callback answers and exits
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Write a smaller, faster ONNX network with the same inputs and outputs, within a measured tolerance.
+
+    Exit codes: 0 done (also when nothing can go), 1 bad input file, 2 usage, 3 size not reachable, 4 verification
+    found a defect, 70 internal error, 130 and 143 interrupted.
+    """
+    call = Call(
+        source=source,
+        target=target,
+        calibration=calibration,
+        verification=verification,
+        tolerance=tolerance,
+        keep=keep,
+        providers=tuple(name.strip() for name in providers.split(",") if name.strip()),
+        threads=threads or 0,
+        json=json,
+        dry_run=dry_run or target is None,
+        seed=seed,
+        force=force,
+        quiet=quiet,
+        verbose=verbose,
+        allow_slower=allow_slower,
+    )
+    raise typer.Exit(_guarded(call))
+
+
+def _guarded(call: Call) -> int:
+    """The run's exit code; nothing but SystemExit leaves this function."""
+    started = time.perf_counter()
+    try:
+        with _terminable(), _logs(verbose=call.verbose):
+            try:
+                _run(call)
+            except CondenseError as error:
+                logging.getLogger(__name__).debug("where it was raised", exc_info=error)
+                return _fail(call, error, time.perf_counter() - started)
+    except _Terminated:
+        _complain("terminated")
+        return EXIT_TERMINATED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the one place where a defect of ours becomes an exit code
+        if call.verbose:
+            traceback.print_exc()
+        hint = "" if call.verbose else " (--verbose shows the details)"
+        _complain(f"internal error: {type(error).__name__}: {error}{hint}")
+        return EXIT_INTERNAL
+    return 0
+
+
+def _run(call: Call) -> None:
+    _check_options(call)
+    _check_source(call.source)
+    from onnx_condense import pipeline  # noqa: PLC0415  # heavy
+
+    # Libraries that print to stdout must not spoil JSON that goes there.
+    with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
+        condensed = pipeline.condense(
+            call.source,
+            calibration=call.calibration,
+            verification=call.verification,
+            tolerance=call.tolerance,
+            keep=call.keep,
+            providers=call.providers,
+            threads=call.threads,
+            seed=call.seed,
+            allow_slower=call.allow_slower,
+            dry_run=call.dry_run,
+            progress=progress,
+        )
+    if call.written is not None:
+        try:
+            condensed.save(call.written)
+        except OSError as error:
+            raise UsageError("out-write", f"{call.written}: can't be written: {error.strerror or error}") from error
+    _write_json(call, condensed.report)
+    if not call.quiet:
+        _show(call, condensed.report)
+
+
+def _fail(call: Call, error: CondenseError, seconds: float) -> int:
+    """Tell the error, and write it into the JSON file where the contract says so."""
+    _complain(error.text)
+    if error.exit_code in JSON_ON_EXIT:
+        reason = Reason(error.code, error.text, error.node)
+        try:
+            _write_json(call, Report("failed", call.dry_run, reason=reason, seconds=seconds))
+        except UsageError as second:
+            _complain(second.text)
+    return error.exit_code
+
+
+def _check_options(call: Call) -> None:
+    if call.quiet and call.verbose:
+        raise UsageError("options", "--quiet and --verbose exclude each other")
+    if not call.providers:
+        raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
+    inputs = {"IN": call.source, "--calibration": call.calibration, "--verification": call.verification}
+    if call.target is not None:
+        _check_writable(call.target, "OUT", inputs)
+        if _stat(call.target, follow=False) is not None and not (call.force or call.dry_run):
+            raise UsageError("out-exists", f"{call.target}: exists; --force overwrites it")
+    if call.json_file is not None:
+        _check_writable(call.json_file, "--json", {**inputs, "OUT": call.target}, pipes=True)
+
+
+def _check_writable(path: Path, name: str, others: dict[str, Path | None], *, pipes: bool = False) -> None:
+    """UsageError unless a file can be put at `path` without harm to the others."""
+    for other_name, other in others.items():
+        if other is not None and _same(path, other):
+            raise UsageError("same-file", f"{path}: {name} and {other_name} are the same file")
+    status = _stat(path)
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise UsageError("out-folder", f"{path}: {name} is a folder; name a file")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        # A rename would replace the device or pipe itself.
+        if pipes and os.access(path, os.W_OK):
+            return
+        raise UsageError("out-special", f"{path}: {name} is not a regular file")
+    folder = _stat(path.parent)
+    if folder is None or not stat.S_ISDIR(folder.st_mode):
+        raise UsageError("out-folder-missing", f"{path}: {name} can't be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError("out-not-writable", f"{path}: {name} can't be written: no permission in {path.parent}")
+
+
+def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
+    try:
+        return path.stat(follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    first, second = _stat(one), _stat(other)
+    if first is not None and second is not None:
+        return os.path.samestat(first, second)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _check_source(source: Path) -> None:
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError as error:
+        raise ModelError("model-missing", f"{source}: no such file") from error
+    except OSError as error:
+        raise ModelError("model-unreadable", f"{source}: can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise ModelError("model-not-a-file", f"{source}: is {kind}, not an ONNX file")
+    if not os.access(source, os.R_OK):
+        raise ModelError("model-unreadable", f"{source}: can't be read: no permission")
+
+
+def _complain(text: str) -> None:
+    from onnx_condense.report.terminal import emit, inert  # noqa: PLC0415  # rich is not needed for --help
+
+    with contextlib.suppress(UsageError):
+        emit(f"{PROGRAM}: error: {inert(' '.join(text.split()))}\n", sys.stderr)
+
+
+def _show(call: Call, report: Report) -> None:
+    from onnx_condense.report.terminal import closing_line, emit, page  # noqa: PLC0415  # rich is not needed for --help
+
+    stream = sys.stderr if call.json == STDOUT else sys.stdout
+    color = stream is not None and stream.isatty()
+    width = shutil.get_terminal_size().columns
+    text = page(report, width=width, color=color)
+    emit(f"{text}\n{closing_line(report, call.source, call.written)}\n", stream)
+
+
+def _write_json(call: Call, report: Report) -> None:
+    if call.json is None:
+        return
+    data = report.as_dict()
+    ordered = {"schema": data.pop("schema"), **data}
+    text = f"{json.dumps(_finite(ordered), indent=2, allow_nan=False)}\n"
+    if call.json_file is None:
+        from onnx_condense.report.terminal import emit  # noqa: PLC0415  # rich is not needed for --help
+
+        emit(text, sys.stdout)
+        return
+    try:
+        _replace(Path(os.path.realpath(call.json_file)), text)
+    except OSError as error:
+        raise UsageError("json-write", f"{call.json_file}: can't be written: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """The same data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write so that nobody ever reads half a file; a pipe or device is written to directly."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _progress(call: Call) -> contextlib.AbstractContextManager[Progress | None]:
+    """A progress bar on stderr, if a person can see it; log lines would tear it apart."""
+    if call.quiet or call.verbose or sys.stderr is None or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from onnx_condense.report.terminal import progress_bar  # noqa: PLC0415  # rich is not needed for --help
+
+    return progress_bar(sys.stderr)
+
+
+@contextlib.contextmanager
+def _logs(*, verbose: bool) -> Iterator[None]:
+    """Our log and Python's warnings go to stderr if asked for, else nowhere: what users must know is in the report."""
+    handler = logging.StreamHandler() if verbose else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(relativeCreated)6.0f ms  %(name)s: %(message)s"))
+    loggers = (logging.getLogger(__package__), logging.getLogger("py.warnings"))
+    logging.captureWarnings(capture=True)
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, so that `finally` blocks run; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(signum: int, _frame: FrameType | None) -> NoReturn:
+        # A second signal must not cut the cleaning-up short.
+        signal.signal(signum, signal.SIG_IGN)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
