@@ -2,4 +2,44 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from onnx_condense.errors import (
+    BudgetError,
+    CalibrationError,
+    CondenseError,
+    DefectError,
+    InputError,
+    ModelError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from onnx_condense.pipeline import Condensed, condense
+    from onnx_condense.report.data import Report
+
+__all__ = [
+    "BudgetError",
+    "CalibrationError",
+    "CondenseError",
+    "Condensed",
+    "DefectError",
+    "InputError",
+    "ModelError",
+    "Report",
+    "UsageError",
+    "condense",
+]
+
 __version__ = "0.1.0"
+
+_LAZY = {"Condensed": "pipeline", "condense": "pipeline", "Report": "report.data"}
+
+
+def __getattr__(name: str) -> Any:
+    """Heavy parts are imported on first use, so that `--help` stays quick."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -113,7 +113,9 @@ class Network:
         try:
             return numpy_helper.to_array(tensor, base_dir=str(self.path.parent) if self.path else "")
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError("model-data", f"tensor {tensor.name}: its data can't be read: {error}", tensor.name) from error
+            raise ModelError(
+                "model-data", f"tensor {tensor.name}: its data can't be read: {error}", tensor.name
+            ) from error
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a tensor: ints, names of symbolic sizes or None per axis; None where the rank is unknown."""

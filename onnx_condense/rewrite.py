@@ -215,7 +215,7 @@ def _replace(network: Network, proto: onnx.ModelProto, root: str, value: Array) 
     for tensor in proto.graph.initializer:
         if tensor.name == root:
             replace_tensor(tensor, value)
-            for declared in proto.graph.input:
+            for declared in (*proto.graph.input, *proto.graph.value_info):
                 if declared.name == root:
                     _set_shape(declared, dict(enumerate(value.shape)))
             return

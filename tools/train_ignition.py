@@ -245,7 +245,9 @@ def _cached_samples(cache: Path | None, mechanism: str, count: int, jobs: int, s
         return Samples(stored["before"], stored["after"], stored["run"])
     started = time.monotonic()
     samples = make_samples(mechanism, count, jobs, seed)
-    print(f"{len(samples.before)} samples from {len(np.unique(samples.run))} ignitions, {time.monotonic() - started:.0f} s")
+    print(
+        f"{len(samples.before)} samples from {len(np.unique(samples.run))} ignitions, {time.monotonic() - started:.0f} s"
+    )
     if cache is not None:
         np.savez_compressed(cache, **dataclasses.asdict(samples))
     return samples

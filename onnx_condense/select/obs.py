@@ -44,31 +44,57 @@ class Elimination:
     cost: FloatArray
 
 
-@dataclasses.dataclass
 class _State:
-    """A reader set during elimination; columns of channels that went are cut out."""
+    """A reader set during elimination. Columns that went are swapped behind the live ones, so nothing is copied."""
 
-    A: FloatArray
-    G: FloatArray
-    at: IntArray
+    def __init__(self, weight: FloatArray, inverse: FloatArray, position: IntArray) -> None:
+        self.A = weight
+        self.G = inverse
+        self.at = position
+        self.live = len(inverse)
+        self._owner = np.full(self.live, -1)
+        self._owner[position[position >= 0]] = np.flatnonzero(position >= 0)
 
     def costs(self, channels: IntArray) -> FloatArray:
+        """||A[:, p]||^2 / G[p, p] for each channel; 0 for one that this reader does not see."""
         at = self.at[channels]
-        diagonal = self.G.diagonal()[at]
-        return np.asarray(np.where(at >= 0, (self.A[:, at] ** 2).sum(0) / diagonal, 0.0))
+        squares = np.einsum("ij,ij->j", self.A[:, : self.live], self.A[:, : self.live])
+        costs = squares / self.G.diagonal()[: self.live]
+        return np.asarray(np.where(at >= 0, costs[at], 0.0))
+
+    def block(self, channels: IntArray) -> tuple[FloatArray, FloatArray]:
+        """(A^T A, G) restricted to some channels; neutral where the reader does not see them."""
+        at = self.at[channels]
+        seen = at >= 0
+        A = np.where(seen, self.A[:, at], 0.0)
+        return A.T @ A, np.where(seen[:, None] & seen[None, :], self.G[np.ix_(at, at)], np.eye(len(at)))
 
     def remove(self, channels: IntArray) -> None:
-        gone = self.at[channels]
-        gone = gone[gone >= 0]
+        """Downdate by some channels at once."""
+        gone = np.sort(self.at[channels][self.at[channels] >= 0])
         if not gone.size:
             return
-        rest = np.delete(np.arange(len(self.G)), gone)
-        X = scipy.linalg.solve(self.G[np.ix_(gone, gone)], self.G[np.ix_(gone, rest)], assume_a="pos")
-        self.A = self.A[:, rest] - self.A[:, gone] @ X
-        self.G = self.G[np.ix_(rest, rest)] - self.G[np.ix_(rest, gone)] @ X
-        new = np.full(self.at.max(initial=0) + 2, -1)
-        new[rest] = np.arange(len(rest))
-        self.at = np.where(self.at >= 0, new[self.at], -1)
+        k = self.live - len(gone)
+        self._to_back(gone, k)
+        G, A = self.G[: self.live, : self.live], self.A[:, : self.live]
+        X = scipy.linalg.solve(G[k:, k:], G[k:, :k], assume_a="pos")
+        A[:, :k] -= A[:, k:] @ X
+        G[:k, :k] -= G[:k, k:] @ X
+        self.live = k
+
+    def _to_back(self, gone: IntArray, k: int) -> None:
+        """Swap what goes with live columns behind position k."""
+        holes = gone[gone < k]
+        movers = np.setdiff1d(np.arange(k, self.live), gone)
+        a, b = np.r_[holes, movers], np.r_[movers, holes]
+        self.G[a] = self.G[b]
+        self.G[:, a] = self.G[:, b]
+        self.A[:, a] = self.A[:, b]
+        self._owner[a] = self._owner[b]
+        owners = self._owner[: self.live]
+        self.at[owners[owners >= 0]] = np.flatnonzero(owners >= 0)
+        dropped = self._owner[k : self.live]
+        self.at[dropped[dropped >= 0]] = -1
 
 
 def eliminate(readers: Sequence[ReaderCost], removable: IntArray, ridge: float) -> Elimination:
@@ -98,23 +124,20 @@ def eliminate(readers: Sequence[ReaderCost], removable: IntArray, ridge: float) 
 
 def _start(reader: ReaderCost, ridge: float) -> _State:
     C = reader.covariance
-    scale = float(np.einsum("ij,jk,ik->", reader.weight, C, reader.weight, optimize=True))
+    narrow = reader.weight.astype(np.float32)
+    scale = float(np.einsum("ij,ij->", narrow @ C.astype(np.float32), narrow, dtype=np.float64))
     level = float(np.trace(C)) / max(len(C), 1)
     level = level if level > 0 else 1.0
-    factor = scipy.linalg.cho_factor(C + ridge * level * np.eye(len(C)), lower=True, overwrite_a=True)
-    inverse = scipy.linalg.cho_solve(factor, np.eye(len(C)), overwrite_b=True)
+    factor, _ = scipy.linalg.lapack.dpotrf(C + ridge * level * np.eye(len(C)), lower=1, overwrite_a=1)
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
     A = reader.weight / math.sqrt(scale) if scale > 0 else reader.weight.copy()
-    return _State(A, (inverse + inverse.T) / 2, reader.position.copy())
+    return _State(np.ascontiguousarray(A), inverse, reader.position.copy())
 
 
 def _exact_steps(states: Sequence[_State], candidates: IntArray, count: int) -> tuple[IntArray, FloatArray]:
     """Exact one-by-one elimination among a few candidates: their costs depend on their own sub-blocks only."""
-    parts = []
-    for state in states:
-        at = state.at[candidates]
-        A = np.where(at >= 0, state.A[:, at], 0.0)
-        G = np.where((at >= 0)[:, None] & (at >= 0)[None, :], state.G[np.ix_(at, at)], np.eye(len(at)))
-        parts.append((A.T @ A, G))
+    parts = [state.block(candidates) for state in states]
     alive = np.ones(len(candidates), bool)
     chosen, steps = [], []
     for _ in range(count):

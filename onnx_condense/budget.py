@@ -1,0 +1,137 @@
+"""Widths of all spaces together: a greedy path from dense to tiny, and where on it a tolerance is met.
+
+The path spends, step by step, the least added error per parameter saved. Added error comes from each space's
+elimination curve, scaled by what probes of the whole network measured; squared errors of spaces add up. Where
+the path meets the tolerance is then decided by measurement, not by the prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnx_condense.plan import FloatArray
+
+# One step narrows one space by this share of its width.
+STEP = 0.04
+MAX_MEASUREMENTS = 9
+# The search stops once the bracket is this narrow in parameters.
+NARROW = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceCurve:
+    """What narrowing one space costs.
+
+    width, least: channels now and at least; local [width - least + 1]: relative squared error at the readers
+    after each removal; probes: ((removed, measured squared end-to-end error), ...), at least one.
+    """
+
+    width: int
+    least: int
+    local: FloatArray
+    probes: tuple[tuple[int, float], ...]
+
+    def predicted(self) -> FloatArray:
+        """Squared end-to-end error per channels removed [width - least + 1]: probes joined in log-log."""
+        tiny = np.finfo(np.float64).tiny
+        local = np.maximum(self.local, tiny)
+        points = sorted((math.log(local[r]), math.log(max(e, tiny))) for r, e in self.probes if local[r] > tiny)
+        if not points:
+            return np.zeros_like(self.local)
+        x, y = np.array(points).T
+        at = np.log(local)
+        result = np.interp(at, x, y)
+        # Beyond the probes squared end-to-end error grows like the squared local error.
+        result = np.where(at < x[0], y[0] + at - x[0], np.where(at > x[-1], y[-1] + at - x[-1], result))
+        return np.asarray(np.maximum.accumulate(np.where(self.local > 0, np.exp(result), 0.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One stop on the path: widths per space, predicted error (not squared), parameters."""
+
+    widths: tuple[int, ...]
+    error: float
+    parameters: int
+
+
+def greedy_path(
+    curves: Sequence[SpaceCurve], total: int, saving: Callable[[Sequence[int], int, int], int]
+) -> list[Point]:
+    """Stops from dense to as small as can be; each narrows one space by one step.
+
+    Args:
+        curves: one per space; total: parameters now.
+        saving: parameters saved by (widths, space, new width); see `cost.WidthCosts.saving`.
+    """
+    predicted = [c.predicted() for c in curves]
+    widths = [c.width for c in curves]
+    squared = [0.0] * len(curves)
+    path = [Point(tuple(widths), 0.0, total)]
+    while True:
+        best = _best_step(curves, predicted, widths, squared, saving)
+        if best is None:
+            return path
+        space, width, saved = best
+        widths[space], squared[space] = width, float(predicted[space][curves[space].width - width])
+        total -= saved
+        path.append(Point(tuple(widths), math.sqrt(sum(squared)), total))
+
+
+def _best_step(
+    curves: Sequence[SpaceCurve],
+    predicted: Sequence[FloatArray],
+    widths: Sequence[int],
+    squared: Sequence[float],
+    saving: Callable[[Sequence[int], int, int], int],
+) -> tuple[int, int, int] | None:
+    best, rate = None, -1.0
+    for i, curve in enumerate(curves):
+        width = max(curve.least, widths[i] - max(1, round(STEP * widths[i])))
+        saved = saving(widths, i, width) if width < widths[i] else 0
+        if saved <= 0:
+            continue
+        added = float(predicted[i][curve.width - width]) - squared[i]
+        new = saved / max(added, np.finfo(np.float64).tiny ** 0.5)
+        if new > rate:
+            best, rate = (i, width, saved), new
+    return best
+
+
+def search(path: Sequence[Point], measure: Callable[[int], float], tolerance: float) -> int:
+    """The furthest stop whose measured error is within the tolerance.
+
+    Interpolates measured against predicted error, at most MAX_MEASUREMENTS times; stop 0 is the dense network
+    and needs no measurement. The answer was measured itself (or is 0).
+    """
+    low, high = 0, len(path)
+    ratio = 1.0
+    for _ in range(MAX_MEASUREMENTS):
+        if high - low <= 1 or (low and _gap(path, low, high) < NARROW):
+            break
+        guess = _guess(path, tolerance / ratio, low, high)
+        error = measure(guess)
+        ratio = max(error, np.finfo(np.float64).tiny) / max(path[guess].error, np.finfo(np.float64).tiny)
+        low, high = (guess, high) if error <= tolerance else (low, guess)
+    return low
+
+
+def _gap(path: Sequence[Point], low: int, high: int) -> float:
+    return 1.0 - path[min(high, len(path) - 1)].parameters / max(path[low].parameters, 1)
+
+
+def _guess(path: Sequence[Point], target: float, low: int, high: int) -> int:
+    """The last stop predicted to be within the target, kept inside the bracket."""
+    errors = np.array([p.error for p in path])
+    return int(np.clip(np.searchsorted(errors, target, side="right") - 1, low + 1, high - 1))
+
+
+def back_off(path: Sequence[Point], at: int, times: int) -> int:
+    """An earlier stop with a smaller predicted error: 5 % less the first time, twice as much each time after."""
+    target = path[at].error * (1.0 - 0.05 * 2 ** (times - 1))
+    errors = [p.error for p in path[:at]]
+    return max((i for i, e in enumerate(errors) if e <= target), default=0)

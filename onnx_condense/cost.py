@@ -1,0 +1,163 @@
+"""What a network costs: parameters and multiply-accumulates, before and for every width."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnx_condense.model import Network
+from onnx_condense.plan import PINNED, ChannelView, IntArray
+from onnx_condense.shapes import Shape, infer_shapes
+
+# Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
+_LEARNED = {
+    getattr(TensorProto, name)
+    for name in TensorProto.DataType.keys()  # noqa: SIM118 - a protobuf enum wrapper, not a dict
+    if name.startswith(("FLOAT", "BFLOAT", "DOUBLE", "INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2"))
+}
+
+
+def count_parameters(proto: onnx.ModelProto) -> int:
+    """Elements of all floating-point and quantized initializers and Constants that ops read.
+
+    A tensor that many ops read counts once; subgraphs count too.
+    """
+    return sum(_graph_parameters(graph) for graph in _graphs(proto.graph))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(body)
+
+
+def _graph_parameters(graph: onnx.GraphProto) -> int:
+    used = {name for g in _graphs(graph) for node in g.node for name in node.input}
+    used |= {o.name for g in _graphs(graph) for o in g.output}
+    total = sum(math.prod(t.dims) for t in graph.initializer if t.name in used and t.data_type in _LEARNED)
+    total += sum(
+        math.prod(s.values.dims)
+        for s in graph.sparse_initializer
+        if s.values.name in used and s.values.data_type in _LEARNED
+    )
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in used:
+            total += sum(_attribute_elements(a) for a in node.attribute)
+    return total
+
+
+def _attribute_elements(attribute: onnx.AttributeProto) -> int:
+    if attribute.name == "value" and attribute.t.data_type in _LEARNED:
+        return math.prod(attribute.t.dims)
+    return {"value_float": 1, "value_floats": len(attribute.floats)}.get(attribute.name, 0)
+
+
+def count_macs(proto: onnx.ModelProto) -> int:
+    """Multiply-accumulates of Gemm, MatMul and Conv for one sample (symbolic sizes count as 1), main graph."""
+    shapes = dict(infer_shapes(proto))
+    shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
+    return sum(_node_macs(node, shapes) for node in proto.graph.node)
+
+
+def _size(shape: Shape | None) -> int:
+    return math.prod(d if isinstance(d, int) else 1 for d in shape or ())
+
+
+def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    if node.op_type not in ("Gemm", "MatMul", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "FusedConv"):
+        return 0
+    attributes = {a.name: a.i for a in node.attribute}
+    first, weight, result = (shapes.get(n) for n in (node.input[0], node.input[1], node.output[0]))
+    if "Conv" in node.op_type:
+        # A weight is [out, in / group, ...]; transposed, [in, out / group, ...].
+        positions = _size(first if node.op_type == "ConvTranspose" else result)
+        return positions * _size((weight or (1,))[1:])
+    if not first:
+        return 0
+    contracted = first[-2] if len(first) > 1 and attributes.get("transA") else first[-1]
+    if not isinstance(contracted, int) and weight:
+        contracted = weight[-1] if attributes.get("transB") else weight[-2 if len(weight) > 1 else 0]
+    return _size(result) * (contracted if isinstance(contracted, int) else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """One axis of a constant: positions that stay, and per space how many positions each of its channels owns."""
+
+    fixed: int
+    spaces: tuple[tuple[int, float], ...]
+
+
+class WidthCosts:
+    """Parameters of the condensed network as a function of the widths of its spaces.
+
+    Follows what the rewrite does: a constant whose uses are cut alike stays stored once, others are cloned.
+    Biases that the refit may add are left out (a few numbers per reader).
+    """
+
+    def __init__(self, network: Network, view: ChannelView) -> None:
+        self._full = [s.width for s in view.spaces]
+        self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels}
+        self._total = count_parameters(network.proto)
+        group = {u: g for g, uses in enumerate(view.shared) for u in uses}
+        # Per stored constant, per use: its axes, and a tag of the readers that are refitted together.
+        self._uses: dict[str, list[tuple[tuple[_Axis, ...], int]]] = {}
+        for i, use in enumerate(view.linear):
+            name = network.nodes[use.weight.node].inputs[use.weight.position]
+            axes = (self._axis(use.rows) if use.rows.size else _Axis(1, ()), self._axis(use.columns))
+            self._uses.setdefault(network.root(name), []).append((axes, group.get(i, -1 - i)))
+        for constant in view.constants:
+            name = network.nodes[constant.operand.node].inputs[constant.operand.position]
+            value = network.constant(name)
+            assert value is not None
+            labels = np.broadcast_to(constant.labels, value.shape)
+            axes = tuple(self._axis(_line(labels, axis)) for axis in range(labels.ndim))
+            self._uses.setdefault(network.root(name), []).append((axes, 0))
+        self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
+        self._touching: dict[int, list[str]] = {}
+        for root, uses in self._uses.items():
+            for s in sorted({s for axes, _ in uses for a in axes for s, _ in a.spaces}):
+                self._touching.setdefault(s, []).append(root)
+
+    def _axis(self, labels: IntArray) -> _Axis:
+        owners = [self._space.get(c, -1) for c in labels.tolist() if c != PINNED]
+        spaces = tuple((s, owners.count(s) / self._full[s]) for s in sorted(set(owners)) if s >= 0)
+        return _Axis(len(labels) - sum(owners.count(s) for s, _ in spaces), spaces)
+
+    def total(self, widths: Sequence[int]) -> int:
+        """Parameters at these widths, one per space of the view."""
+        return self._total + sum(self._stored(r, widths) - self._elements[r] for r in self._uses)
+
+    def saving(self, widths: Sequence[int], space: int, width: int) -> int:
+        """Parameters saved by narrowing one space from where it is."""
+        after = list(widths)
+        after[space] = width
+        roots = self._touching.get(space, ())
+        return sum(self._stored(r, widths) for r in roots) - sum(self._stored(r, after) for r in roots)
+
+    def _stored(self, root: str, widths: Sequence[int]) -> int:
+        versions: dict[tuple[object, ...], int] = {}
+        for axes, tag in self._uses[root]:
+            cut = tuple(tuple(s for s, _ in a.spaces if widths[s] < self._full[s]) for a in axes)
+            # Readers that are refitted apart get different numbers even where the same columns go.
+            refitted = tag if len(cut) == 2 and cut[1] and tag else None
+            versions[(*cut, refitted)] = _elements(axes, widths)
+        return sum(versions.values())
+
+
+def _line(labels: IntArray, axis: int) -> IntArray:
+    return np.asarray(np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)[:, 0] if labels.size else labels)
+
+
+def _elements(axes: Sequence[_Axis], widths: Sequence[int]) -> int:
+    return math.prod(a.fixed + round(sum(widths[s] * per for s, per in a.spaces)) for a in axes)

@@ -1,0 +1,96 @@
+"""Samples from arrays: which inputs are cut along axis 0, how many rows make a sample, and what belongs together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_condense.data.conform import GROUP, check_feed, conform, match_names, refuse, show_shape
+from onnx_condense.data.samples import Rows, make_feeds
+from onnx_condense.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnx_condense.data.samples import InputSpec, Samples
+    from onnx_condense.plan import IntArray
+    from onnx_condense.runtime import Array
+
+
+def load_rows(where: str, values: Mapping[str, Any], specs: Sequence[InputSpec]) -> Samples:
+    """Checked samples from arrays whose axis 0 counts them, or the one feed that they are; see `load`."""
+    arrays, group = match_names(where, values, specs)
+    sliced, block = _find_sliced(where, arrays, specs)
+    if not sliced:
+        feed, notes = check_feed(where, values, specs)
+        return make_feeds(1, notes, lambda _: feed)
+    size = block or 1
+    notes = []
+    for spec in specs:
+        cut = spec in sliced
+        arrays[spec.name] = conform(where, spec, arrays[spec.name], size if cut else None, notes)
+        if not cut:
+            notes.append(f"input '{spec.name}' has no sample axis: passed whole with each batch")
+    rows = _count_rows(where, arrays, sliced, size)
+    count, rest = divmod(rows, size)
+    if rest:
+        notes.append(f"the last {rest} of {rows} rows are left out: the network takes {size} rows at a time")
+    rowwise = {spec.name: arrays.pop(spec.name) for spec in sliced}
+    groups = np.arange(count, dtype=np.int64) if group is None else _group_codes(where, group, rows, size)
+    return Rows(groups, tuple(notes), rowwise, whole=arrays, block=block)
+
+
+def _find_sliced(
+    where: str, arrays: Mapping[str, Array], specs: Sequence[InputSpec]
+) -> tuple[list[InputSpec], int | None]:
+    """The inputs whose axis 0 counts samples, and the rows of one sample where the network fixes them."""
+    free = [spec for spec in specs if spec.has_free_rows]
+    symbols = {spec.shape[0] for spec in free} - {None}
+    for spec in specs:
+        if symbols & set(spec.shape[1:]):
+            # Cutting rows would also have to cut this axis: the samples are tied to each other.
+            text = f"repeats the sample axis, shape {show_shape(spec.shape)}; give a folder, one file per feed"
+            refuse("slicing", where, spec, text)
+    if free:
+        return free, None
+    sliced: list[InputSpec] = []
+    block = None
+    for spec in specs:
+        array, size = arrays[spec.name], spec.shape[0] if spec.shape else None
+        if not isinstance(size, int) or size == 0 or array.ndim != len(spec.shape) or len(array) == size:
+            continue
+        block = block or size
+        if size != block:
+            text = f"has another fixed first dimension than '{sliced[0].name}'; give a folder, one file per feed"
+            refuse("slicing", where, spec, text)
+        sliced.append(spec)
+    return sliced, block
+
+
+def _count_rows(where: str, arrays: Mapping[str, Array], sliced: Sequence[InputSpec], block: int) -> int:
+    first = sliced[0]
+    rows = len(arrays[first.name])
+    for spec in sliced:
+        if (own := len(arrays[spec.name])) != rows:
+            text = f"has {own} rows, '{first.name}' has {rows}; give the same number, or a folder, one file per feed"
+            refuse("length", where, spec, text)
+    if rows < block:
+        refuse("empty", where, first, f"has {rows} rows: no sample; give at least {block}")
+    return rows
+
+
+def _group_codes(where: str, group: object, rows: int, block: int) -> IntArray:
+    """One integer a sample from one value a row."""
+    values = np.asarray(group)
+    if values.shape != (rows,):
+        text = f"{where}: '{GROUP}' has shape {show_shape(values.shape)}; give one value per row, [{rows}]"
+        raise CalibrationError("calibration-groups", text, GROUP)
+    values = values.astype(str) if values.dtype.kind == "O" else values
+    codes = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    blocks = codes[: rows - rows % block].reshape(-1, block)
+    mixed = np.flatnonzero((blocks != blocks[:, :1]).any(axis=1))
+    if mixed.size:
+        text = f"{where}: '{GROUP}' differs within rows {block * mixed[0]} to {block * mixed[0] + block - 1}, which "
+        raise CalibrationError("calibration-groups", text + "the network takes at once; give them one value", GROUP)
+    return blocks[:, 0].copy()

@@ -1,0 +1,247 @@
+"""Paired timing of two networks with ONNX Runtime: is the second one faster, and how sure is that?
+
+What disturbs such a comparison, and what is done about it:
+
+* Two sessions of the very same network differ by several percent for as long as they live (where their
+  memory happens to lie). So every round makes fresh sessions, and the rounds are the sample: their
+  spread, not the spread of single runs, says how far the answer can be trusted.
+* The worker threads of a session spin for about 100 ms after its last run and take a core away from
+  whatever runs next (60 % slower on two cores). So the two sessions of a round never live together: one is
+  made, warmed up, timed and dropped, then the other; who goes first alternates, which cancels drift.
+* A shared machine changes speed, up to twofold, several times a second. Medians within a round shrug off
+  short bursts; many short rounds keep the two halves of a round close in time; the rounds that straddle a
+  change are outliers of either sign, which a trimmed mean with its own Student's t bears.
+
+Owns no session options (runtime.py does) and takes no decision: the verdict is read off the interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from onnx_condense import runtime as ort
+from onnx_condense.report.data import Latency
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Clock = Callable[[], float]
+Run = Callable[[], object]
+
+LEVEL = 0.99
+ROUNDS = 48
+SECONDS = 3.0
+
+# Looking twice, each time at half of the risk, keeps the whole at LEVEL (Bonferroni) and lets clear cases end early.
+LOOKS = 2
+FIRST_LOOK = 16
+# Fewer rounds than this leave Student's t so wide that nothing is ever found.
+FEWEST_ROUNDS = 4
+# Networks that are slow to load or to run may take longer than asked, but no new rounds start after this.
+LIMIT_S = 20.0
+# Share of the rounds set aside at either end; a fifth is the usual compromise between bursts borne and rounds wasted.
+TRIM = 0.2
+# Shorter runs are timed several at once: a clock read and the call cost some 0.1 us, scheduling noise more.
+BLOCK_S = 2e-4
+FEWEST_BLOCKS = 3
+MOST_WARM_UPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Median time of one run of either network, in s."""
+
+    before: float
+    after: float
+
+    @property
+    def log_ratio(self) -> float:
+        """ln(before / after): positive where the second network is faster."""
+        return math.log(self.before / self.after)
+
+
+class Candidate:
+    """One of the two networks: makes fresh sessions and says which provider they run on."""
+
+    def __init__(self, model: bytes | Path, feed: ort.Feed, runtime: ort.Runtime) -> None:
+        self.model, self.feed, self.runtime = model, dict(feed), runtime
+        self.provider = ""
+
+    def fresh(self) -> Run:
+        """One run of a new session; dropping the callable ends the session and its threads.
+
+        Raises:
+            ModelError: the network does not load or does not run.
+        """
+        session = self.runtime.session(self.model, spin=True)
+        self.provider = session.get_providers()[0]
+        ort.run(session, self.feed)  # Reports what is wrong with the feed; the timed runs skip that wrapping.
+        feed = self.feed
+        return lambda: session.run(None, feed)
+
+
+def centre(log_ratios: Sequence[float]) -> float:
+    """Trimmed mean: the TRIM smallest and largest values do not count."""
+    cut = int(TRIM * len(log_ratios))
+    return statistics.fmean(sorted(log_ratios)[cut : len(log_ratios) - cut])
+
+
+def interval(log_ratios: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Confidence interval of exp(trimmed mean), by Tukey and McLaughlin (Sankhya A 25, 1963).
+
+    With n values, g = int(TRIM n) of them cut at either end and s the standard deviation after the cut values
+    were moved to the nearest one left: mean +- t(n - 2g - 1, (1 + level) / 2) s / ((1 - 2g / n) sqrt(n)). For
+    g = 0 that is Student's own.
+
+    log_ratios: at least two, taken as independent draws.
+    """
+    count, cut = len(log_ratios), int(TRIM * len(log_ratios))
+    ranked = sorted(log_ratios)
+    low, high = ranked[cut], ranked[count - 1 - cut]
+    spread = statistics.stdev(min(max(value, low), high) for value in ranked)
+    quantile = float(stats.t.ppf((1.0 + level) / 2.0, count - 2 * cut - 1))
+    half = quantile * spread * math.sqrt(count) / (count - 2 * cut)
+    middle = centre(log_ratios)
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def order(index: int) -> tuple[int, int]:
+    """Who is timed first and second in a round: A B, B A, A B, ..."""
+    return (0, 1) if index % 2 == 0 else (1, 0)
+
+
+def timed(run: Run, repeats: int, clock: Clock) -> float:
+    """Seconds per run over one block."""
+    start = clock()
+    for _ in range(repeats):
+        run()
+    return (clock() - start) / repeats
+
+
+def warm_up(run: Run, clock: Clock, seconds: float) -> float:
+    """Run until the last run is no longer the fastest by a margin, or time is up; the fastest run in s."""
+    start = clock()
+    fastest = timed(run, 1, clock)
+    for _ in range(MOST_WARM_UPS):
+        if clock() - start >= seconds:
+            break
+        last = timed(run, 1, clock)
+        settled, fastest = last > 0.95 * fastest, min(last, fastest)
+        if settled:
+            break
+    return fastest
+
+
+def typical(run: Run, clock: Clock, seconds: float) -> float:
+    """Median seconds per run over blocks that together take about `seconds`, warm-up included."""
+    start = clock()
+    fastest = warm_up(run, clock, seconds / 4)
+    # A clock too coarse to see a run says 0.
+    repeats = math.ceil(BLOCK_S / max(fastest, 1e-7))
+    blocks: list[float] = []
+    while len(blocks) < FEWEST_BLOCKS or clock() - start < seconds:
+        blocks.append(timed(run, repeats, clock))
+    return statistics.median(blocks)
+
+
+def enough(done: Sequence[Round], elapsed: float, rounds: int, seconds: float) -> bool:
+    """Whether to stop: only after an even number of rounds, so that both orders weigh the same.
+
+    The ratios themselves are looked at once only (after FIRST_LOOK rounds): stopping whenever they look good
+    would make every network faster. Running out of time depends on what the two cost together.
+    """
+    count = len(done)
+    if count % 2 or count < FEWEST_ROUNDS:
+        return False
+    if count >= rounds or elapsed * (count + 2) / count > LIMIT_S:
+        return True
+    if count < FIRST_LOOK:
+        return False
+    return elapsed > seconds or (count == FIRST_LOOK and decided(done))
+
+
+def decided(done: Sequence[Round]) -> bool:
+    """Whether the interval of one look leaves 1 out."""
+    low, high = speedup_interval(done)
+    return low > 1.0 or high < 1.0
+
+
+def speedup_interval(done: Sequence[Round]) -> tuple[float, float]:
+    """Interval of the speedup at one look: all looks together hold at LEVEL."""
+    return interval([r.log_ratio for r in done], 1.0 - (1.0 - LEVEL) / LOOKS)
+
+
+def measure(
+    fresh: tuple[Callable[[], Run], Callable[[], Run]], *, rounds: int, seconds: float, clock: Clock
+) -> list[Round]:
+    """Rounds of paired times; `fresh` makes a new session of the first and of the second network."""
+    start = clock()
+    done: list[Round] = []
+    while not enough(done, clock() - start, rounds, seconds):
+        seen = [0.0, 0.0]
+        for which in order(len(done)):
+            seen[which] = _alone(fresh[which], clock, seconds / rounds / 2)
+        done.append(Round(before=seen[0], after=seen[1]))
+    return done
+
+
+def _alone(fresh: Callable[[], Run], clock: Clock, share: float) -> float:
+    """Median seconds per run of one session that lives only here; making it counts, up to half of the share."""
+    start = clock()
+    run = fresh()
+    return typical(run, clock, max(share - (clock() - start), share / 2))
+
+
+def compare(
+    before: bytes | Path,
+    after: bytes | Path,
+    feed: ort.Feed,
+    runtime: ort.Runtime,
+    *,
+    batch: int,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+) -> Latency:
+    """Time both networks on the same feed, with all of ONNX Runtime's optimizations.
+
+    Args:
+        before: the dense network, serialized or a file.
+        after: the network it is compared with.
+        feed: one batch of inputs for either.
+        runtime: providers and threads of the sessions.
+        batch: samples in the feed, for the record.
+        rounds: most pairs of fresh sessions; even, at least FEWEST_ROUNDS.
+        seconds: about how long fast networks are timed; a clear difference takes a third of it. Networks that
+            take 0.1 s to load or to run take longer, up to about LIMIT_S.
+
+    Raises:
+        ModelError: one of them does not load or does not run.
+    """
+    first, second = Candidate(before, feed, runtime), Candidate(after, feed, runtime)
+    done = measure((first.fresh, second.fresh), rounds=rounds, seconds=seconds, clock=time.perf_counter)
+    return Latency(
+        provider=second.provider,
+        threads=runtime.threads,
+        batch=batch,
+        before_ms=1e3 * statistics.median(r.before for r in done),
+        after_ms=1e3 * statistics.median(r.after for r in done),
+        speedup=math.exp(centre([r.log_ratio for r in done])),
+        interval=speedup_interval(done),
+    )
+
+
+def slower(before: bytes | Path, after: bytes | Path, feed: ort.Feed, runtime: ort.Runtime, *, seen: Latency) -> bool:
+    """Whether the verdict "slower" of `seen` comes out again: worth asking before work is thrown away for it.
+
+    Nothing is timed where `seen` says otherwise.
+    """
+    if seen.verdict != "slower":
+        return False
+    return compare(before, after, feed, runtime, batch=seen.batch).verdict == "slower"

@@ -1,0 +1,190 @@
+"""The error of one network against another, per output, with its sampling uncertainty.
+
+`relative` (see docs/design.md): sqrt(sum (y - y0)^2 / sum (y0 - mean y0)^2), y0 the dense network's output, the
+mean taken per output feature; the largest over the outputs counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from onnx_condense.data import Samples
+from onnx_condense.errors import CalibrationError
+from onnx_condense.plan import FloatArray, IntArray
+from onnx_condense.report.data import OutputError, WorstFeature
+from onnx_condense.runtime import Array, Runtime, run
+
+# A feature whose spread is below this share of its magnitude does not vary.
+STILL = 1e-6
+# Features below this share of the largest spread are left out of the worst-feature search.
+SMALL = 0.01
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputMeasure:
+    """One output: squared error and squared spread per sample [n], and what single features say.
+
+    still: error of features that do not vary, relative to their magnitude; 0 within STILL.
+    power: error = (sum squared / sum spread) ** power; 1 where `squared` is a share already.
+    """
+
+    name: str
+    squared: FloatArray
+    spread: FloatArray
+    still: float
+    worst: WorstFeature | None
+    power: float = 0.5
+
+    def pooled(self, squared: npt.ArrayLike, spread: npt.ArrayLike) -> FloatArray:
+        """Error from summed squares and spreads (scalars or one per resample)."""
+        squared, spread = np.asarray(squared), np.asarray(spread)
+        # Where nothing varies `still` alone speaks.
+        relative = np.where(spread > 0, squared / np.where(spread > 0, spread, 1.0), 0.0) ** self.power
+        return np.asarray(np.maximum(relative, self.still))
+
+    @property
+    def value(self) -> float:
+        """Error over all samples."""
+        return float(self.pooled(self.squared.sum(), self.spread.sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Error of a network on a set of samples; groups [n]: samples of one group are resampled together."""
+
+    outputs: tuple[OutputMeasure, ...]
+    groups: IntArray
+
+    @property
+    def value(self) -> float:
+        """The largest output error."""
+        return max((o.value for o in self.outputs), default=0.0)
+
+    def upper(self, level: float, seed: int) -> float:
+        """Upper bootstrap bound of `value` over samples (over groups where there are any)."""
+        _, group = np.unique(self.groups, return_inverse=True)
+        count = int(group.max(initial=-1)) + 1
+        rng = np.random.default_rng(seed)
+        worst = np.zeros(RESAMPLES)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+        for output in self.outputs:
+            squared = weights @ np.bincount(group, output.squared, count)
+            spread = weights @ np.bincount(group, output.spread, count)
+            worst = np.maximum(worst, output.pooled(squared, spread))
+        return float(np.quantile(worst, level))
+
+    def summary(self) -> tuple[OutputError, ...]:
+        """Per output, for the report."""
+        return tuple(OutputError(o.name, o.value, o.worst) for o in self.outputs)
+
+
+class Judge:
+    """Compares networks with the dense one on fixed samples; the dense outputs are computed once.
+
+    Raises:
+        CalibrationError: the dense network itself answers with NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        dense: onnx.ModelProto,
+        samples: Samples,
+        indices: IntArray,
+        runtime: Runtime,
+        rows: int,
+        *,
+        optimize: bool = True,
+    ) -> None:
+        self._samples, self._indices, self._runtime = samples, indices, runtime
+        self._rows, self._optimize = rows, optimize
+        session = runtime.session(dense, optimize=optimize)
+        self._outputs = session.get_outputs()
+        self._dense = list(self._passes(session))
+        for i, output in enumerate(self._outputs):
+            if any(y[i].dtype.kind == "f" and not np.isfinite(y[i]).all() for y, _ in self._dense):
+                raise CalibrationError(
+                    "calibration-output",
+                    f"output {output.name} of the network is NaN or infinite on these samples: check the inputs",
+                    output.name,
+                )
+
+    def _passes(self, session: ort.InferenceSession) -> list[tuple[list[Array], IntArray]]:
+        return [(run(session, b.feed), b.samples) for b in self._samples.batches(self._indices, self._rows)]
+
+    def measure(self, model: onnx.ModelProto) -> Measurement:
+        """Error of a network on the judged samples; infinite where it answers with NaN or infinity."""
+        found = self._passes(self._runtime.session(model, optimize=self._optimize))
+        outputs = []
+        for i, output in enumerate(self._outputs):
+            pairs = [(y[i], y0[i], len(s)) for (y, s), (y0, _) in zip(found, self._dense, strict=True)]
+            outputs.append(_measure(output.name, pairs, output.shape))
+        order = np.concatenate([s for _, s in self._dense])
+        return Measurement(tuple(outputs), self._samples.groups[order])
+
+
+def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sequence[int | str | None]) -> OutputMeasure:
+    if pairs[0][1].dtype.kind != "f":
+        return _changed(name, pairs)
+    if any(y.shape != y0.shape or not np.isfinite(y).all() for y, y0, _ in pairs):
+        count = sum(n for _, _, n in pairs)
+        return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None)
+    shaped = [(_featured(y, shape, n), _featured(y0, shape, n)) for y, y0, n in pairs]
+    # Rows of one feature: [samples, positions, features]; the mean is per feature.
+    total = sum(y0.shape[0] * y0.shape[1] for _, y0 in shaped)
+    mean = sum(y0.sum((0, 1)) for _, y0 in shaped) / total
+    squared = [((y - y0) ** 2).sum(1) for y, y0 in shaped]
+    spread = [((y0 - mean) ** 2).sum(1) for _, y0 in shaped]
+    error, own = np.concatenate(squared), np.concatenate(spread)
+    magnitude = np.sqrt(sum((y0**2).sum((0, 1)) for _, y0 in shaped) / total)
+    varies = np.sqrt(own.sum(0) / total) > STILL * magnitude
+    still = _still_error(error.sum(0) / total, magnitude, varies)
+    worst = _worst(error.sum(0), own.sum(0), varies)
+    return OutputMeasure(name, error[:, varies].sum(1), own[:, varies].sum(1), still, worst)
+
+
+def _featured(value: Array, shape: Sequence[int | str | None], samples: int) -> FloatArray:
+    """[samples, positions, features]: features are the axes of fixed size, positions all others."""
+    wide = np.asarray(value, np.float64)
+    by_row = wide.ndim > 0 and wide.shape[0] == samples and not (shape and isinstance(shape[0], int) and samples == 1)
+    wide = wide if by_row else wide[None]
+    declared = list(shape)[1:] if by_row else list(shape)
+    fixed = [a + 1 for a, size in enumerate(declared) if isinstance(size, int)]
+    loose = [a + 1 for a in range(len(declared)) if a + 1 not in fixed]
+    ordered = wide.transpose([0, *loose, *fixed])
+    features = int(np.prod([wide.shape[a] for a in fixed], dtype=np.int64))
+    return np.asarray(ordered.reshape(len(wide), -1, features))
+
+
+def _changed(name: str, pairs: Sequence[tuple[Array, Array, int]]) -> OutputMeasure:
+    """Integers, bools and strings: share of changed elements."""
+    shares = []
+    for y, y0, n in pairs:
+        same_shape = y.shape == y0.shape
+        differs = np.asarray(y != y0) if same_shape else np.ones(y0.shape, bool)
+        shares.append(differs.reshape(n, -1).mean(1) if differs.size and differs.size % n == 0 else np.zeros(n))
+    changed = np.concatenate(shares)
+    return OutputMeasure(name, changed, np.ones(len(changed)), 0.0, None, power=1.0)
+
+
+def _still_error(error: FloatArray, magnitude: FloatArray, varies: npt.NDArray[np.bool_]) -> float:
+    if varies.all():
+        return 0.0
+    scale = np.where(magnitude > 0, magnitude, magnitude.max(initial=0.0) or 1.0)
+    relative = float((np.sqrt(error) / scale)[~varies].max())
+    return relative if relative > STILL else 0.0
+
+
+def _worst(error: FloatArray, own: FloatArray, varies: npt.NDArray[np.bool_]) -> WorstFeature | None:
+    judged = varies & (np.sqrt(own) >= SMALL * np.sqrt(own.max(initial=0.0)))
+    if not judged.any():
+        return None
+    relative = np.where(judged, np.sqrt(error / np.where(judged, own, 1.0)), -1.0)
+    index = int(relative.argmax())
+    return WorstFeature(index, float(relative[index]))

@@ -1,0 +1,245 @@
+"""Paired timing: the statistics with a clock that tests wind by hand, and one comparison of real sessions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from scipy import stats
+
+from onnx_condense import latency
+from onnx_condense.errors import ModelError
+from onnx_condense.report.data import Latency
+from onnx_condense.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class FakeClock:
+    """Time passes only when somebody spends it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """The time in s."""
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+class FakeNetwork:
+    """Makes runners that cost `seconds` times a factor drawn once per session; records who was alive when."""
+
+    def __init__(self, name: str, seconds: float, clock: FakeClock, log: list[str], *, load: float = 0.0) -> None:
+        self.name, self.seconds, self.clock, self.log, self.load = name, seconds, clock, log, load
+        self.rng = np.random.default_rng(len(name) + ord(name[0]))
+        self.runs = 0
+
+    def fresh(self) -> latency.Run:
+        """A runner of a new session."""
+        self.log.append(self.name)
+        self.clock.spend(self.load)
+        factor = math.exp(0.03 * self.rng.normal())
+
+        def run() -> None:
+            self.runs += 1
+            self.clock.spend(self.seconds * factor)
+
+        return run
+
+
+def fake_rounds(before: float, after: float, *, load: float = 0.0) -> tuple[list[latency.Round], list[str], FakeClock]:
+    clock, log = FakeClock(), list[str]()
+    networks = FakeNetwork("a", before, clock, log, load=load), FakeNetwork("b", after, clock, log, load=load)
+    done = latency.measure(
+        (networks[0].fresh, networks[1].fresh), rounds=latency.ROUNDS, seconds=latency.SECONDS, clock=clock
+    )
+    return done, log, clock
+
+
+def test_interval_of_few_rounds_is_students() -> None:
+    values = [0.1, -0.05, 0.2, 0.02]
+    expected = stats.t.interval(0.99, 3, loc=np.mean(values), scale=stats.sem(values))
+    np.testing.assert_allclose(latency.interval(values, 0.99), np.exp(expected), rtol=1e-12)
+
+
+def test_interval_of_many_rounds_is_that_of_the_trimmed_mean() -> None:
+    values = np.random.default_rng(0).standard_t(2, 30).tolist()
+    center = float(stats.trim_mean(values, latency.TRIM))
+    error = float(stats.mstats.trimmed_stde(values, (0.2, 0.2)))
+    expected = stats.t.interval(0.99, 30 - 12 - 1, loc=center, scale=error)
+    assert math.isclose(latency.centre(values), center, rel_tol=1e-12)
+    np.testing.assert_allclose(latency.interval(values, 0.99), np.exp(expected), rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [4, 8, 16, 48])
+@pytest.mark.parametrize("tail", ["normal", "bursts"])
+def test_interval_covers_equal_networks_at_its_level(count: int, tail: str) -> None:
+    """1000 comparisons of equal networks: at 99 % about 10 verdicts are wrong; 25 would be five sigma."""
+    rng = np.random.default_rng(count)
+    wrong = 0
+    for _ in range(1000):
+        values = 0.03 * rng.normal(size=count)
+        if tail == "bursts":
+            values += 0.7 * rng.choice([-1, 0, 1], size=count, p=[0.1, 0.8, 0.1])
+        low, high = latency.interval(values.tolist(), 0.99)
+        wrong += low > 1 or high < 1
+    assert wrong < 25
+
+
+def test_bursts_do_not_hide_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    values = 0.1 + 0.02 * rng.normal(size=40)
+    values[:6] += [0.7, -0.7, 0.6, -0.6, 0.7, -0.7]
+    low, high = latency.interval(values.tolist())
+    assert 1.05 < low < math.exp(0.1) < high < 1.16
+
+
+def test_the_first_to_be_timed_alternates() -> None:
+    assert [latency.order(k) for k in range(3)] == [(0, 1), (1, 0), (0, 1)]
+    _, log, _ = fake_rounds(1e-3, 1e-3)
+    assert "".join(log) == "abba" * (len(log) // 4)
+
+
+def test_sessions_of_a_round_never_live_together() -> None:
+    """Worker threads of a living session slow its rival down."""
+    alive: list[str] = []
+    clock = FakeClock()
+
+    class Runner:
+        def __init__(self, name: str) -> None:
+            assert not alive
+            self.name = name
+            alive.append(name)
+
+        def __call__(self) -> None:
+            clock.spend(1e-3)
+
+        def __del__(self) -> None:
+            alive.remove(self.name)
+
+    makers: tuple[Callable[[], latency.Run], Callable[[], latency.Run]] = (lambda: Runner("a"), lambda: Runner("b"))
+    assert latency.measure(makers, rounds=4, seconds=1.0, clock=clock)
+    assert not alive
+
+
+def test_equal_networks_take_all_the_time_asked_for() -> None:
+    done, _, clock = fake_rounds(1e-3, 1e-3)
+    low, high = latency.speedup_interval(done)
+    assert low < 1 < high
+    assert 0.8 * latency.SECONDS < clock.now < 1.2 * latency.SECONDS
+
+
+def test_clear_difference_ends_at_the_first_look() -> None:
+    done, _, clock = fake_rounds(2e-3, 1e-3)
+    assert len(done) == latency.FIRST_LOOK
+    assert clock.now < latency.SECONDS
+    low, high = latency.speedup_interval(done)
+    assert 1.9 < low < 2 < high < 2.1
+
+
+@pytest.mark.parametrize(("before", "after", "load"), [(0.2, 0.2, 0.0), (0.2, 0.2, 0.3), (2.0, 0.1, 0.0)])
+def test_slow_networks_get_few_rounds(before: float, after: float, load: float) -> None:
+    done, _, clock = fake_rounds(before, after, load=load)
+    assert len(done) >= latency.FEWEST_ROUNDS
+    assert len(done) % 2 == 0
+    fewest = latency.FEWEST_ROUNDS * 5.5 * (before + after + 2 * load)
+    assert clock.now < max(1.2 * latency.LIMIT_S, fewest)
+
+
+def test_short_runs_are_timed_in_blocks() -> None:
+    clock = FakeClock()
+    reads = 0
+
+    def counting_clock() -> float:
+        nonlocal reads
+        reads += 1
+        return clock.now
+
+    network = FakeNetwork("a", 1e-6, clock, [])
+    seconds = latency.typical(network.fresh(), counting_clock, 0.02)
+    assert math.isclose(seconds, 1e-6, rel_tol=0.2)
+    assert network.runs > 10 * reads
+
+
+def test_a_clock_that_stands_still_during_a_run_is_survived() -> None:
+    clock = FakeClock()
+    ticks = iter(range(10_000))
+
+    def coarse() -> float:
+        return 1e-2 * (next(ticks) // 100)
+
+    assert latency.typical(lambda: clock.spend(0.0), coarse, 0.02) >= 0
+
+
+def test_warm_up_goes_on_while_runs_get_faster() -> None:
+    clock = FakeClock()
+    costs = iter([8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    fastest = latency.warm_up(lambda: clock.spend(next(costs)), clock, 100.0)
+    assert fastest == 1.0
+    assert len(list(costs)) == 2
+
+
+def test_warm_up_of_a_slow_network_is_one_run() -> None:
+    clock = FakeClock()
+    assert latency.warm_up(lambda: clock.spend(5.0), clock, 0.1) == 5.0
+    assert clock.now == 5.0
+
+
+def mlp(width: int) -> bytes:
+    """Two square layers between 16 inputs and outputs; the wider, the slower."""
+    rng = np.random.default_rng(width)
+    sizes = [16, width, width, 16]
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(a, b)).astype("f4"), f"w{k}")
+        for k, (a, b) in enumerate(itertools.pairwise(sizes))
+    ]
+    names = ["x", "h0", "h1", "y"]
+    nodes = [helper.make_node("MatMul", [names[k], f"w{k}"], [names[k + 1]]) for k in range(3)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 16]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+FEED = {"x": np.ones((64, 16), "f4")}
+
+
+def test_real_sessions() -> None:
+    """40 times the parameters are slower to run, whichever network comes first."""
+    large, small, runtime = mlp(1000), mlp(150), Runtime(threads=1)
+    result = latency.compare(large, small, FEED, runtime, batch=64, seconds=1.0)
+    assert result.verdict == "faster"
+    assert (result.provider, result.threads, result.batch) == ("CPUExecutionProvider", 1, 64)
+    assert result.interval[0] <= result.speedup <= result.interval[1]
+    assert result.before_ms > result.after_ms
+    reverse = latency.compare(small, large, FEED, runtime, batch=64, seconds=1.0)
+    assert reverse.verdict == "slower"
+    assert latency.slower(small, large, FEED, runtime, seen=reverse)
+
+
+def test_only_the_verdict_slower_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def latency_of(low: float, high: float) -> Latency:
+        return Latency("CPUExecutionProvider", 0, 1, 1.0, 1.0, statistics.fmean((low, high)), (low, high))
+
+    answers = [latency_of(0.8, 1.2)]
+    monkeypatch.setattr(latency, "compare", lambda *_args, **_options: answers.pop())
+    runtime = Runtime()
+    assert not latency.slower(b"", b"", {}, runtime, seen=latency_of(1.1, 1.2))
+    assert len(answers) == 1
+    assert not latency.slower(b"", b"", {}, runtime, seen=latency_of(0.8, 0.9))
+    assert not answers
+
+
+def test_a_feed_that_does_not_fit_is_an_error_of_ours() -> None:
+    with pytest.raises(ModelError, match="can't run the network"):
+        latency.compare(mlp(20), mlp(20), {"x": np.ones((2, 3), "f4")}, Runtime(), batch=2)
