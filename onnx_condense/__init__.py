@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from onnx_condense.errors import (
@@ -40,6 +41,4 @@ def __getattr__(name: str) -> Any:
     """Heavy parts are imported on first use, so that `--help` stays quick."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

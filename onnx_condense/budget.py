@@ -20,6 +20,9 @@ STEP = 0.04
 MAX_MEASUREMENTS = 9
 # The search stops once the bracket is this narrow in parameters.
 NARROW = 0.01
+# The first back-off aims at this share less error, each further one at twice as much less.
+BACK_OFF = 0.05
+HUGE = 1e100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,10 @@ class SpaceCurve:
         """Squared end-to-end error per channels removed [width - least + 1]: probes joined in log-log."""
         tiny = np.finfo(np.float64).tiny
         local = np.maximum(self.local, tiny)
-        points = sorted((math.log(local[r]), math.log(max(e, tiny))) for r, e in self.probes if local[r] > tiny)
+        # A probe may answer with infinity (overflow in fp16): any huge number will do.
+        points = sorted(
+            (math.log(local[r]), math.log(min(max(e, tiny), HUGE))) for r, e in self.probes if local[r] > tiny
+        )
         if not points:
             return np.zeros_like(self.local)
         x, y = np.array(points).T
@@ -65,7 +71,8 @@ def greedy_path(
     """Stops from dense to as small as can be; each narrows one space by one step.
 
     Args:
-        curves: one per space; total: parameters now.
+        curves: one per space.
+        total: parameters now.
         saving: parameters saved by (widths, space, new width); see `cost.WidthCosts.saving`.
     """
     predicted = [c.predicted() for c in curves]
@@ -91,32 +98,40 @@ def _best_step(
 ) -> tuple[int, int, int] | None:
     best, rate = None, -1.0
     for i, curve in enumerate(curves):
-        width = max(curve.least, widths[i] - max(1, round(STEP * widths[i])))
-        saved = saving(widths, i, width) if width < widths[i] else 0
-        if saved <= 0:
-            continue
-        added = float(predicted[i][curve.width - width]) - squared[i]
-        new = saved / max(added, np.finfo(np.float64).tiny ** 0.5)
-        if new > rate:
-            best, rate = (i, width, saved), new
+        step = max(1, round(STEP * widths[i]))
+        while widths[i] > curve.least:
+            width = max(curve.least, widths[i] - step)
+            saved = saving(widths, i, width)
+            if saved > 0:
+                added = float(predicted[i][curve.width - width]) - squared[i]
+                new = saved / max(added, np.finfo(np.float64).tiny ** 0.5)
+                if new > rate:
+                    best, rate = (i, width, saved), new
+            # The first cut of a shared weight may cost a copy that only a wider one pays back.
+            if saved > 0 or width == curve.least:
+                break
+            step *= 2
     return best
 
 
 def search(path: Sequence[Point], measure: Callable[[int], float], tolerance: float) -> int:
     """The furthest stop whose measured error is within the tolerance.
 
-    Interpolates measured against predicted error, at most MAX_MEASUREMENTS times; stop 0 is the dense network
-    and needs no measurement. The answer was measured itself (or is 0).
+    Interpolates measured against predicted error, halves the bracket where that does not get on, and measures at
+    most MAX_MEASUREMENTS times. Stop 0 is the dense network and needs no measurement; any other answer was measured.
     """
     low, high = 0, len(path)
-    ratio = 1.0
+    ratio, stuck = 1.0, False
     for _ in range(MAX_MEASUREMENTS):
         if high - low <= 1 or (low and _gap(path, low, high) < NARROW):
             break
-        guess = _guess(path, tolerance / ratio, low, high)
+        guess = (low + high) // 2 if stuck else _guess(path, tolerance / ratio, low, high)
         error = measure(guess)
-        ratio = max(error, np.finfo(np.float64).tiny) / max(path[guess].error, np.finfo(np.float64).tiny)
+        tiny = float(np.finfo(np.float64).tiny)
+        ratio = min(max(error, tiny), HUGE) / max(path[guess].error, tiny)
+        width = high - low
         low, high = (guess, high) if error <= tolerance else (low, guess)
+        stuck = not stuck and 2 * (high - low) > width
     return low
 
 
@@ -131,7 +146,9 @@ def _guess(path: Sequence[Point], target: float, low: int, high: int) -> int:
 
 
 def back_off(path: Sequence[Point], at: int, times: int) -> int:
-    """An earlier stop with a smaller predicted error: 5 % less the first time, twice as much each time after."""
-    target = path[at].error * (1.0 - 0.05 * 2 ** (times - 1))
-    errors = [p.error for p in path[:at]]
-    return max((i for i, e in enumerate(errors) if e <= target), default=0)
+    """The last earlier stop with a predicted error smaller by a share that doubles every time, 0 once it is all."""
+    share = BACK_OFF * 2 ** (times - 1)
+    if share >= 1.0:
+        return 0
+    target = path[at].error * (1.0 - share)
+    return max((i for i, p in enumerate(path[:at]) if p.error <= target), default=0)

@@ -24,9 +24,10 @@ from onnx_condense.runtime import Runtime
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 
 SELECTION_RIDGE = 1e-5
-# With this many rows per feature least squares needs no help beyond rounding.
-RICH = 20
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# With this many rows per kept channel least squares needs no help beyond rounding.
+RICH = 10
+ROUGH_RIDGE = 1e-4
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +131,9 @@ class Fitter:
     def plan(self, widths: Sequence[int], *, sequential: bool) -> tuple[Plan, onnx.ModelProto]:
         """The plan for given widths (one per space of `spaces`) and the network it makes.
 
-        sequential: refit stage by stage on what the already condensed prefix delivers, towards dense targets;
-        otherwise every reader is refitted on the dense network's own activations.
+        sequential: refit stage by stage on what the already condensed prefix delivers, towards dense targets, with
+        ridges chosen on held-out samples; otherwise, for probes, every reader is refitted once on the dense
+        network's own activations.
         """
         selections, errors = [], {}
         for space, elimination, width in zip(self.spaces, self.eliminations, widths, strict=True):
@@ -144,7 +146,9 @@ class Fitter:
         touched = [g for g in self._groups if np.isin(g.columns, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
         for group in touched:
-            self._refit(group, gone, updates, None)
+            # Readers further down only want a start: their stage comes.
+            careful = sequential and group.level == 0
+            self._refit(group, gone, updates, None, careful=careful)
         plan = Plan("fitted", tuple(selections), _ordered(updates), errors)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
@@ -176,7 +180,7 @@ class Fitter:
             parts = [crossed[self._axis(u)] for u in group.uses]
             cross = functools.reduce(Moments.plus, (c for c, _ in parts))
             kept = functools.reduce(Moments.plus, (k for _, k in parts))
-            self._refit(group, gone, updates, (cross, kept))
+            self._refit(group, gone, updates, (cross, kept), careful=True)
 
     def _refit(
         self,
@@ -184,12 +188,15 @@ class Fitter:
         gone: frozenset[int],
         updates: dict[int, ReaderUpdate],
         joint: tuple[Moments, Moments] | None,
+        *,
+        careful: bool,
     ) -> None:
         keep = np.flatnonzero(~np.isin(group.columns, list(gone)))
         if joint is None:
             dense = self._pooled(self._fit, group)
             joint = dense.part(np.arange(len(group.columns)), keep), dense.part(keep, keep)
-        fitted, offset = refit(group.weight, *joint, self._ridge(group, keep))
+        ridge = self._ridge(group, keep) if careful else ROUGH_RIDGE
+        fitted, offset = refit(group.weight, *joint, ridge)
         weight = np.zeros_like(group.weight)
         weight[:, keep] = fitted
         for use in group.uses:
@@ -198,7 +205,7 @@ class Fitter:
     def _ridge(self, group: _Group, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
         dense, held = self._pooled(self._fit, group), self._pooled(self._held, group)
-        if dense.count >= RICH * len(group.columns):
+        if dense.count >= RICH * len(keep):
             return RIDGES[0]
         key = (*group.uses, len(keep))
         if key not in self._ridge_of:

@@ -7,15 +7,17 @@ mean taken per output feature; the largest over the outputs counts.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from onnx_condense.data import Samples
-from onnx_condense.errors import CalibrationError
+from onnx_condense.data.samples import Rows, Samples
+from onnx_condense.errors import CalibrationError, ModelError
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.report.data import OutputError, WorstFeature
 from onnx_condense.runtime import Array, Runtime, run
@@ -25,6 +27,10 @@ STILL = 1e-6
 # Features below this share of the largest spread are left out of the worst-feature search.
 SMALL = 0.01
 RESAMPLES = 1000
+# More units than this are resampled in bundles of neighbours: the same spread of a mean, at a fixed cost.
+UNITS = 1000
+
+Sizes = Sequence[int | str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Measurement:
         """Upper bootstrap bound of `value` over samples (over groups where there are any)."""
         _, group = np.unique(self.groups, return_inverse=True)
         count = int(group.max(initial=-1)) + 1
+        if count > UNITS:
+            group, count = group * UNITS // count, UNITS
         rng = np.random.default_rng(seed)
         worst = np.zeros(RESAMPLES)
         weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
@@ -78,7 +86,8 @@ class Measurement:
             squared = weights @ np.bincount(group, output.squared, count)
             spread = weights @ np.bincount(group, output.spread, count)
             worst = np.maximum(worst, output.pooled(squared, spread))
-        return float(np.quantile(worst, level))
+        # Interpolation between two infinite values would be NaN.
+        return float(np.quantile(worst, level, method="higher"))
 
     def summary(self) -> tuple[OutputError, ...]:
         """Per output, for the report."""
@@ -88,13 +97,22 @@ class Measurement:
 class Judge:
     """Compares networks with the dense one on fixed samples; the dense outputs are computed once.
 
+    Args:
+        dense: what the others are compared with, weights inside or as a file.
+        samples: the source.
+        indices: which of its samples.
+        runtime: how to run.
+        rows: samples per pass at most.
+        optimize: whether ONNX Runtime may optimize the graphs.
+
     Raises:
         CalibrationError: the dense network itself answers with NaN or infinity.
+        ModelError: it does not run, or an output is no tensor.
     """
 
     def __init__(
         self,
-        dense: onnx.ModelProto,
+        dense: onnx.ModelProto | Path,
         samples: Samples,
         indices: IntArray,
         runtime: Runtime,
@@ -106,6 +124,11 @@ class Judge:
         self._rows, self._optimize = rows, optimize
         session = runtime.session(dense, optimize=optimize)
         self._outputs = session.get_outputs()
+        self._block = (samples.block or 1) if isinstance(samples, Rows) else 0
+        for output in self._outputs:
+            if not output.type.startswith("tensor"):
+                text = f"output {output.name} is a {output.type}: only networks with tensor outputs are supported"
+                raise ModelError("output-type", text, output.name)
         self._dense = list(self._passes(session))
         for i, output in enumerate(self._outputs):
             if any(y[i].dtype.kind == "f" and not np.isfinite(y[i]).all() for y, _ in self._dense):
@@ -124,18 +147,22 @@ class Judge:
         outputs = []
         for i, output in enumerate(self._outputs):
             pairs = [(y[i], y0[i], len(s)) for (y, s), (y0, _) in zip(found, self._dense, strict=True)]
-            outputs.append(_measure(output.name, pairs, output.shape))
+            outputs.append(_measure(output.name, pairs, output.shape, self._block))
         order = np.concatenate([s for _, s in self._dense])
         return Measurement(tuple(outputs), self._samples.groups[order])
 
 
-def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sequence[int | str | None]) -> OutputMeasure:
+def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sizes, block: int) -> OutputMeasure:
+    """One output from (found, dense, samples) per pass; shape as declared; block as for `_Layout`."""
     if pairs[0][1].dtype.kind != "f":
         return _changed(name, pairs)
+    count = sum(n for _, _, n in pairs)
     if any(y.shape != y0.shape or not np.isfinite(y).all() for y, y0, _ in pairs):
-        count = sum(n for _, _, n in pairs)
         return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None)
-    shaped = [(_featured(y, shape, n), _featured(y0, shape, n)) for y, y0, n in pairs]
+    if not any(y0.size for _, y0, _ in pairs):
+        return OutputMeasure(name, np.zeros(count), np.zeros(count), 0.0, None)
+    layout = _Layout.of(shape, [(y0, n) for _, y0, n in pairs], block)
+    shaped = [(layout.featured(y, n), layout.featured(y0, n)) for y, y0, n in pairs]
     # Rows of one feature: [samples, positions, features]; the mean is per feature.
     total = sum(y0.shape[0] * y0.shape[1] for _, y0 in shaped)
     mean = sum(y0.sum((0, 1)) for _, y0 in shaped) / total
@@ -149,26 +176,47 @@ def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sequen
     return OutputMeasure(name, error[:, varies].sum(1), own[:, varies].sum(1), still, worst)
 
 
-def _featured(value: Array, shape: Sequence[int | str | None], samples: int) -> FloatArray:
-    """[samples, positions, features]: features are the axes of fixed size, positions all others."""
-    wide = np.asarray(value, np.float64)
-    by_row = wide.ndim > 0 and wide.shape[0] == samples and not (shape and isinstance(shape[0], int) and samples == 1)
-    wide = wide if by_row else wide[None]
-    declared = list(shape)[1:] if by_row else list(shape)
-    fixed = [a + 1 for a, size in enumerate(declared) if isinstance(size, int)]
-    loose = [a + 1 for a in range(len(declared)) if a + 1 not in fixed]
-    ordered = wide.transpose([0, *loose, *fixed])
-    features = int(np.prod([wide.shape[a] for a in fixed], dtype=np.int64))
-    return np.asarray(ordered.reshape(len(wide), -1, features))
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Which axes of one output are features.
+
+    block: rows per sample along axis 0, or 0 where a pass is one sample as a whole.
+    fixed: feature axes: those of declared and really constant size, the sample axis aside.
+    """
+
+    block: int
+    fixed: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sizes, dense: Sequence[tuple[Array, int]], block: int) -> _Layout:
+        """From the declared shape (empty where unknown) and the dense outputs with their samples."""
+        rank = dense[0][0].ndim
+        declared = list(shape) if len(shape) == rank else [None] * rank
+        by_row = rank > 0 and block > 0 and all(len(y0) == n * block for y0, n in dense)
+        first = 1 if by_row else 0
+        sizes = [{y0.shape[axis] for y0, _ in dense} for axis in range(rank)]
+        fixed = (a for a in range(first, rank) if isinstance(declared[a], int) and len(sizes[a]) == 1)
+        return cls(block if by_row else 0, tuple(fixed))
+
+    def featured(self, value: Array, samples: int) -> FloatArray:
+        """[samples, positions, features] as float64."""
+        wide = np.asarray(value, np.float64)
+        features = math.prod(wide.shape[a] for a in self.fixed)
+        loose = [a for a in range(wide.ndim) if a not in self.fixed]
+        rows = samples if self.block else 1
+        return wide.transpose([*loose, *self.fixed]).reshape(rows, wide.size // max(rows * features, 1), features)
 
 
 def _changed(name: str, pairs: Sequence[tuple[Array, Array, int]]) -> OutputMeasure:
     """Integers, bools and strings: share of changed elements."""
     shares = []
     for y, y0, n in pairs:
-        same_shape = y.shape == y0.shape
-        differs = np.asarray(y != y0) if same_shape else np.ones(y0.shape, bool)
-        shares.append(differs.reshape(n, -1).mean(1) if differs.size and differs.size % n == 0 else np.zeros(n))
+        if y.shape != y0.shape:
+            shares.append(np.ones(n))
+            continue
+        differs = np.asarray(y != y0, np.float64)
+        by_sample = differs.reshape(n, -1).mean(1) if differs.size % n == 0 else np.full(n, differs.mean())
+        shares.append(by_sample if differs.size else np.zeros(n))
     changed = np.concatenate(shares)
     return OutputMeasure(name, changed, np.ones(len(changed)), 0.0, None, power=1.0)
 

@@ -15,7 +15,8 @@ import onnx
 
 from onnx_condense import budget, latency
 from onnx_condense.cost import WidthCosts, count_macs, count_parameters
-from onnx_condense.data import Samples, Shares, check_independent, input_specs, load as load_samples, split
+from onnx_condense.data import Samples, Shares, check_independent, input_specs, split
+from onnx_condense.data import load as load_samples
 from onnx_condense.draw import draw_feeds
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError, UsageError
 from onnx_condense.evidence.weights import lossless_plan
@@ -85,7 +86,7 @@ class _Candidate:
     back_offs: int = 0
 
 
-def condense(
+def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     model: str | os.PathLike[str] | onnx.ModelProto,
     *,
     calibration: Calibration = None,

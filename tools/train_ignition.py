@@ -18,6 +18,7 @@ follows Zhang, Yi, Xu et al., Combustion and Flame 2022 (arXiv 2201.03549).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import time
@@ -122,7 +123,7 @@ def _ignition(gas: Any, rng: np.random.Generator) -> tuple[float, Floats, Floats
         temperatures.append(reactor.T)
         fractions.append(gas.Y.copy())
         settled = len(temperatures) > 20 and abs(temperatures[-1] - temperatures[-20]) < 0.01
-        if settled and reactor.T > start + 400:
+        if settled and start + 400 < reactor.T:
             break
     ignited = max(temperatures) > start + 300
     return (pressure, np.array(temperatures), np.array(fractions)) if ignited else None
@@ -191,7 +192,7 @@ def train(x: Floats, y: Floats, widths: list[int], epochs: int, batch: int, seed
     torch.manual_seed(seed)
     sizes = [x.shape[1], *widths, y.shape[1]]
     layers: list[Any] = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.Linear(a, b)] + ([nn.GELU()] if i < len(sizes) - 2 else [])
     model = nn.Sequential(*layers)
     inputs, labels = torch.from_numpy(x.astype("f4")), torch.from_numpy(y.astype("f4"))
@@ -245,9 +246,8 @@ def _cached_samples(cache: Path | None, mechanism: str, count: int, jobs: int, s
         return Samples(stored["before"], stored["after"], stored["run"])
     started = time.monotonic()
     samples = make_samples(mechanism, count, jobs, seed)
-    print(
-        f"{len(samples.before)} samples from {len(np.unique(samples.run))} ignitions, {time.monotonic() - started:.0f} s"
-    )
+    runs, seconds = len(np.unique(samples.run)), time.monotonic() - started
+    print(f"{len(samples.before)} samples from {runs} ignitions, {seconds:.0f} s")
     if cache is not None:
         np.savez_compressed(cache, **dataclasses.asdict(samples))
     return samples
@@ -257,7 +257,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Path and stem of the files to write.")] = Path("models/ignition"),
     widths: Annotated[str, typer.Option(help="Hidden widths, joined by commas.")] = "800,400,200",
     samples: Annotated[int, typer.Option(help="Training and held-out samples together.")] = 80_000,
-    epochs: int = 15,
+    epochs: int = 40,
     batch: int = 256,
     seed: int = 0,
     calibration: Annotated[int, typer.Option(help="Unlabeled inputs to write.")] = 4096,

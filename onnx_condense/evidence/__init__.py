@@ -1,0 +1,1 @@
+"""What tells that channels are redundant: the weights, and moments of activations."""

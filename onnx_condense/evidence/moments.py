@@ -81,7 +81,8 @@ def collect(
         proto: a network that holds all named tensors, weights inside.
         pairs: what to correlate.
         ranks: rank of every named tensor.
-        samples: the source; indices: which of its samples.
+        samples: the source.
+        indices: which of its samples.
         runtime: how to run.
     """
     if not pairs:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
+from onnx_condense.compensate import factorized
 from onnx_condense.plan import FloatArray, IntArray
 
 BLOCK = 1 / 40
@@ -77,7 +78,8 @@ class _State:
         k = self.live - len(gone)
         self._to_back(gone, k)
         G, A = self.G[: self.live, : self.live], self.A[:, : self.live]
-        X = scipy.linalg.solve(G[k:, k:], G[k:, :k], assume_a="pos")
+        factor = scipy.linalg.cho_factor(G[k:, k:], lower=True, check_finite=False)
+        X = scipy.linalg.cho_solve(factor, G[k:, :k], check_finite=False)
         A[:, :k] -= A[:, k:] @ X
         G[:k, :k] -= G[:k, k:] @ X
         self.live = k
@@ -126,9 +128,7 @@ def _start(reader: ReaderCost, ridge: float) -> _State:
     C = reader.covariance
     narrow = reader.weight.astype(np.float32)
     scale = float(np.einsum("ij,ij->", narrow @ C.astype(np.float32), narrow, dtype=np.float64))
-    level = float(np.trace(C)) / max(len(C), 1)
-    level = level if level > 0 else 1.0
-    factor, _ = scipy.linalg.lapack.dpotrf(C + ridge * level * np.eye(len(C)), lower=1, overwrite_a=1)
+    factor, _ = factorized(C, ridge)
     inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     A = reader.weight / math.sqrt(scale) if scale > 0 else reader.weight.copy()
@@ -149,8 +149,8 @@ def _exact_steps(states: Sequence[_State], candidates: IntArray, count: int) -> 
         for Q, G in parts:
             g = G[p] / G[p, p]
             q = Q[p].copy()
-            Q += np.outer(g, g) * q[p] - np.outer(q, g) - np.outer(g, q)
-            G -= np.outer(g, G[p].copy())
+            np.add(Q, np.outer(g, g) * q[p] - np.outer(q, g) - np.outer(g, q), out=Q)
+            np.subtract(G, np.outer(g, G[p].copy()), out=G)
             # Gone candidates keep a neutral diagonal so that later divisions stay finite.
             Q[p], Q[:, p], G[p], G[:, p] = 0.0, 0.0, 0.0, 0.0
             G[p, p] = 1.0
