@@ -20,8 +20,8 @@ STEP = 0.04
 MAX_MEASUREMENTS = 9
 # The search stops once the bracket is this narrow in parameters.
 NARROW = 0.01
-# The first back-off aims at this share less error, each further one at twice as much less.
-BACK_OFF = 0.05
+# What the first back-off gives up beyond the excess it saw; each further one gives up twice as much.
+BACK_OFF = 0.01
 HUGE = 1e100
 
 
@@ -145,10 +145,16 @@ def _guess(path: Sequence[Point], target: float, low: int, high: int) -> int:
     return int(np.clip(np.searchsorted(errors, target, side="right") - 1, low + 1, high - 1))
 
 
-def back_off(path: Sequence[Point], at: int, times: int) -> int:
-    """The last earlier stop with a predicted error smaller by a share that doubles every time, 0 once it is all."""
-    share = BACK_OFF * 2 ** (times - 1)
-    if share >= 1.0:
+def back_off(path: Sequence[Point], at: int, excess: float, times: int) -> int:
+    """An earlier stop whose predicted error is smaller by as much as the measured one was too large, and a bit.
+
+    Args:
+        path: the stops.
+        at: the one that failed.
+        excess: its measured error over the tolerance, above 1 (infinite where the network broke down).
+        times: how often it has failed now; the bit doubles every time, so that this ends at 0.
+    """
+    target = path[at].error / excess * (1.0 - BACK_OFF * 2 ** (times - 1))
+    if not target > 0.0:
         return 0
-    target = path[at].error * (1.0 - share)
     return max((i for i, p in enumerate(path[:at]) if p.error <= target), default=0)

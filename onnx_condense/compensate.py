@@ -1,7 +1,12 @@
-"""How a reader takes over what was dropped: least squares on moments.
+"""How a reader takes over what was dropped: least squares on moments, pulled towards the dense weights.
 
-With t what the dense network reads and h what is left of it in the condensed one,
-B = Cov(t, h) (Cov(h, h) + ridge)^-1, W' = W B, and the bias takes W (mean t - B mean h).
+With t what the dense network reads, h what is left of it in the condensed one and W_S the dense columns of what
+stays, W' minimizes mean ||W t - W' h - c||^2 + ridge ||W' - W_S||^2:
+
+    W' = (W Cov(t, h) + ridge W_S) (Cov(h, h) + ridge)^-1,   c = W mean t - W' mean h.
+
+Directions in which the samples say nothing keep their dense weights, so that inputs unlike the samples are not
+answered with shrunk ones (docs/benchmarks.md has the comparison with a pull towards zero).
 """
 
 from __future__ import annotations
@@ -9,26 +14,34 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from onnx_condense.evidence.moments import Moments
-from onnx_condense.plan import FloatArray
+from onnx_condense.plan import FloatArray, Moments
 
 
-def refit(weight: FloatArray, cross: Moments, kept: Moments, ridge: float) -> tuple[FloatArray, FloatArray]:
+def refit(
+    weight: FloatArray, cross: Moments, kept: Moments, keep: IntArray, ridge: float
+) -> tuple[FloatArray, FloatArray]:
     """New columns and offset of one reader.
 
     Args:
         weight: [O, K] dense columns.
         cross: moments of (t [K], h [L]).
         kept: moments of (h, h) on the same rows.
+        keep: [L] which columns stay.
         ridge: relative to the mean variance of h.
 
     Returns:
-        W' [O, L] and W (mean t - B mean h) [O].
+        W' [O, L] and c [O].
     """
-    C = kept.covariance
-    target = weight @ cross.covariance
+    C, level = kept.covariance, mean_variance(kept.covariance)
+    target = weight @ cross.covariance + ridge * level * weight[:, keep]
     fitted = scipy.linalg.cho_solve(factorized(C, ridge), target.T, overwrite_b=True, check_finite=False).T
     return fitted, weight @ cross.left - fitted @ cross.right
+
+
+def mean_variance(C: FloatArray) -> float:
+    """What ridges are relative to; 1 where nothing varies and any level will do."""
+    level = float(np.trace(C)) / max(len(C), 1)
+    return level if level > 0 else 1.0
 
 
 def factorized(C: FloatArray, ridge: float) -> tuple[FloatArray, bool]:
@@ -36,12 +49,9 @@ def factorized(C: FloatArray, ridge: float) -> tuple[FloatArray, bool]:
 
     Moments summed in fp32 may be indefinite by rounding; the ridge then grows until they are not.
     """
-    level = float(np.trace(C)) / max(len(C), 1)
-    # Where nothing varies any level will do.
-    level = level if level > 0 else 1.0
     while True:
         raised = C.copy()
-        raised.flat[:: len(C) + 1] += ridge * level
+        raised.flat[:: len(C) + 1] += ridge * mean_variance(C)
         try:
             factor, lower = scipy.linalg.cho_factor(raised, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:

@@ -109,7 +109,7 @@ class WidthCosts:
         self._full = [s.width for s in view.spaces]
         self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels}
         self._total = count_parameters(network.proto)
-        group = {u: g for g, uses in enumerate(view.shared) for u in uses}
+        group = {u: g for g, uses in enumerate(view.shared, 1) for u in uses}
         # Per stored constant, per use: its axes, and a tag of the readers that are refitted together.
         self._uses: dict[str, list[tuple[tuple[_Axis, ...], int]]] = {}
         for i, use in enumerate(view.linear):
@@ -121,8 +121,9 @@ class WidthCosts:
             value = network.constant(name)
             assert value is not None
             labels = np.broadcast_to(constant.labels, value.shape)
-            axes = tuple(self._axis(_line(labels, axis)) for axis in range(labels.ndim))
-            self._uses.setdefault(network.root(name), []).append((axes, 0))
+            lines = tuple(self._axis(_line(labels, axis)) for axis in range(labels.ndim))
+            self._uses.setdefault(network.root(name), []).append((lines, 0))
+        self._held = _held(network, {r: len(uses) for r, uses in self._uses.items()})
         self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
         self._touching: dict[int, list[str]] = {}
         for root, uses in self._uses.items():
@@ -146,13 +147,22 @@ class WidthCosts:
         return sum(self._stored(r, widths) for r in roots) - sum(self._stored(r, after) for r in roots)
 
     def _stored(self, root: str, widths: Sequence[int]) -> int:
-        versions: dict[tuple[object, ...], int] = {}
+        # What something else reads as it is stays as it is.
+        versions: dict[tuple[object, ...], int] = {(): self._elements[root]} if root in self._held else {}
         for axes, tag in self._uses[root]:
             cut = tuple(tuple(s for s, _ in a.spaces if widths[s] < self._full[s]) for a in axes)
             # Readers that are refitted apart get different numbers even where the same columns go.
             refitted = tag if len(cut) == 2 and cut[1] and tag else None
-            versions[(*cut, refitted)] = _elements(axes, widths)
+            key = (*cut, refitted) if any(cut) else ()
+            versions[key] = _elements(axes, widths)
         return sum(versions.values())
+
+
+def _held(network: Network, tracked: Mapping[str, int]) -> frozenset[str]:
+    """Constants that are also read where no channel is cut, and by how many the analysis follows."""
+    reads = [network.root(name) for node in network.nodes for name in node.inputs if name and node.op != "Identity"]
+    outside = {network.root(name) for name in (*network.outputs, *network.captured)}
+    return frozenset(r for r, uses in tracked.items() if reads.count(r) > uses or r in outside)
 
 
 def _line(labels: IntArray, axis: int) -> IntArray:

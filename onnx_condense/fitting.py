@@ -13,21 +13,31 @@ import numpy as np
 import onnx
 
 from onnx_condense.compensate import refit
-from onnx_condense.data import Samples
+from onnx_condense.data.samples import Samples
 from onnx_condense.evidence import moments
-from onnx_condense.evidence.moments import PREFIX, Moments, Pair
+from onnx_condense.evidence.moments import PREFIX, Pair
 from onnx_condense.evidence.values import stored_weight
 from onnx_condense.model import Network, inlined
-from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray, Plan, ReaderUpdate, Selection
+from onnx_condense.plan import (
+    PINNED,
+    ChannelSpace,
+    ChannelView,
+    FloatArray,
+    IntArray,
+    Moments,
+    Plan,
+    ReaderUpdate,
+    Selection,
+)
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 
 SELECTION_RIDGE = 1e-5
-# With this many rows per kept channel least squares needs no help beyond rounding.
+# Relative to the mean variance. With RICH rows per kept channel the choice does not matter (docs/benchmarks.md).
 RICH = 10
-ROUGH_RIDGE = 1e-4
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2)
+USUAL_RIDGE = 1e-4
+RIDGES = (1e-4, 1e-3, 1e-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +73,18 @@ class Fitter:
         self.network, self.view = network, view
         self._samples, self._runtime = samples, runtime
         self._proto = inlined(network)
-        self.spaces = tuple(s for s in view.spaces if _reducible(s))
+        self.spaces = tuple(s for s in view.spaces if s.reducible)
         self._groups = self._find_groups()
         self._axes = sorted({self._axis(u) for g in self._groups for u in g.uses})
         self._fit_rows, self._fit = fit, self._dense(fit)
         self._held = self._dense(search)
+        # Ridges are chosen on what the search share was held out from, also once it is fitted on.
+        self._chosen_on = self._fit
         self._ridge_of: dict[tuple[int, ...], float] = {}
         self.eliminations = tuple(self._eliminate(s) for s in self.spaces)
 
     def use_all(self, search: IntArray) -> None:
-        """From now on fit on fit + search together (the choices made on search stay)."""
+        """From now on fit on fit + search together; ridges are still chosen with search held out."""
         self._fit = {axis: self._fit[axis].plus(self._held[axis]) for axis in self._axes}
         self._fit_rows = np.sort(np.concatenate([self._fit_rows, search]))
 
@@ -195,8 +207,8 @@ class Fitter:
         if joint is None:
             dense = self._pooled(self._fit, group)
             joint = dense.part(np.arange(len(group.columns)), keep), dense.part(keep, keep)
-        ridge = self._ridge(group, keep) if careful else ROUGH_RIDGE
-        fitted, offset = refit(group.weight, *joint, ridge)
+        ridge = self._ridge(group, keep) if careful else USUAL_RIDGE
+        fitted, offset = refit(group.weight, *joint, keep, ridge)
         weight = np.zeros_like(group.weight)
         weight[:, keep] = fitted
         for use in group.uses:
@@ -204,9 +216,9 @@ class Fitter:
 
     def _ridge(self, group: _Group, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
-        dense, held = self._pooled(self._fit, group), self._pooled(self._held, group)
+        dense, held = self._pooled(self._chosen_on, group), self._pooled(self._held, group)
         if dense.count >= RICH * len(keep):
-            return RIDGES[0]
+            return USUAL_RIDGE
         key = (*group.uses, len(keep))
         if key not in self._ridge_of:
             everything = np.arange(len(group.columns))
@@ -214,15 +226,11 @@ class Fitter:
             target, own = group.weight @ held.covariance[:, keep], held.covariance[np.ix_(keep, keep)]
 
             def held_out_error(ridge: float) -> float:
-                fitted, _ = refit(group.weight, cross, kept, ridge)
+                fitted, _ = refit(group.weight, cross, kept, keep, ridge)
                 return float(np.einsum("ij,ij->", fitted @ own - 2 * target, fitted))
 
             self._ridge_of[key] = min(RIDGES, key=held_out_error)
         return self._ridge_of[key]
-
-
-def _reducible(space: ChannelSpace) -> bool:
-    return space.width > 1 and bool(space.readers) and not space.pinned.all()
 
 
 def _ordered(updates: Mapping[int, ReaderUpdate]) -> tuple[ReaderUpdate, ...]:

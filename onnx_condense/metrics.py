@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
 from onnx_condense.data.samples import Rows, Samples
 from onnx_condense.errors import CalibrationError, ModelError
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.report.data import OutputError, WorstFeature
-from onnx_condense.runtime import Array, Runtime, run
+from onnx_condense.runtime import Array, Runtime, Session, run
 
 # A feature whose spread is below this share of its magnitude does not vary.
 STILL = 1e-6
@@ -138,7 +137,7 @@ class Judge:
                     output.name,
                 )
 
-    def _passes(self, session: ort.InferenceSession) -> list[tuple[list[Array], IntArray]]:
+    def _passes(self, session: Session) -> list[tuple[list[Array], IntArray]]:
         return [(run(session, b.feed), b.samples) for b in self._samples.batches(self._indices, self._rows)]
 
     def measure(self, model: onnx.ModelProto) -> Measurement:

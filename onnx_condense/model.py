@@ -7,11 +7,10 @@ keeps every field; graphsurgeon only supplies the connected view (its exporter w
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_condense.errors import ModelError, UsageError
-from onnx_condense.shapes import Shape, infer_shapes
+from onnx_condense.shapes import Shape, infer
 
 G_LOGGER.severity = G_LOGGER.ERROR
 G_LOGGER.colors = False
@@ -49,7 +48,7 @@ class Node:
     @property
     def place(self) -> str:
         """How messages name this node."""
-        return f"{self.name or self.outputs[0]} ({self.op})"
+        return f"{self.name or next(filter(None, self.outputs), 'unnamed')} ({self.op})"
 
 
 class Network:
@@ -61,13 +60,15 @@ class Network:
         nodes: the main graph's nodes in file order.
         inputs: names of graph inputs that are not initializers.
         outputs: names of graph outputs.
-        shapes: known shapes of tensors, by name.
+        shapes, types: known shapes and element types of tensors, by name.
+        functions: (domain, op type) of the functions that the model brings along; these hide standard ops.
     """
 
     def __init__(self, proto: onnx.ModelProto, path: Path | None = None) -> None:
         self.proto = proto
         self.path = path
-        self.shapes: Mapping[str, Shape] = infer_shapes(proto)
+        self.shapes, self.types = infer(proto)
+        self.functions = frozenset((_plain(f.domain), f.name) for f in proto.functions)
         self._stored = {t.name: t for t in proto.graph.initializer}
         declared = {i.name for i in proto.graph.input}
         # From IR 4 on an initializer that is also an input is a default that the caller may override.
@@ -76,6 +77,7 @@ class Network:
         self.outputs = tuple(o.name for o in proto.graph.output)
         self.nodes = tuple(_nodes(proto))
         self._aliases: dict[str, str] = {}
+        self._constants: dict[str, npt.NDArray[Any]] = {}
         for node in self.nodes:
             if node.op == "Constant" and not node.domain and _constant_attribute(proto.graph.node[node.index]):
                 self._aliases[node.outputs[0]] = node.outputs[0]
@@ -94,14 +96,17 @@ class Network:
             return name
         return self._aliases.get(name, "")
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a view lives as long as one run
     def constant(self, name: str) -> npt.NDArray[Any] | None:
         """The value of a constant tensor, or None where it is computed, overridable or sparse."""
         root = self.root(name)
         if not root:
             return None
-        if root in self._stored:
-            return self.array(self._stored[root])
+        if root not in self._constants:
+            tensor = self._stored.get(root)
+            self._constants[root] = self.array(tensor) if tensor is not None else self._constant_node(root)
+        return self._constants[root]
+
+    def _constant_node(self, root: str) -> npt.NDArray[Any]:
         return _constant_value(self.proto.graph.node[self.producers[root].index], self.array)
 
     def array(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
@@ -119,8 +124,16 @@ class Network:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a tensor: ints, names of symbolic sizes or None per axis; None where the rank is unknown."""
+        tensor = self._stored.get(self.root(name))
+        if tensor is not None:
+            return tuple(tensor.dims)
         value = self.constant(name)
         return tuple(value.shape) if value is not None else self.shapes.get(name)
+
+
+def _plain(domain: str) -> str:
+    """The default domain has two names."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def _constant_attribute(node: onnx.NodeProto) -> str:
@@ -139,10 +152,10 @@ def _constant_value(node: onnx.NodeProto, array: Any) -> npt.NDArray[Any]:
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[Node]:
     """The main graph's nodes, each tied to its proto by position."""
-    versions = {o.domain if o.domain != "ai.onnx" else "": o.version for o in proto.opset_import}
+    versions = {_plain(o.domain): o.version for o in proto.opset_import}
     view = _surgeon_view(proto)
     for index, (node, raw) in enumerate(zip(view.nodes, proto.graph.node, strict=True)):
-        domain = raw.domain if raw.domain != "ai.onnx" else ""
+        domain = _plain(raw.domain)
         yield Node(
             index=index,
             op=node.op,
@@ -163,11 +176,25 @@ def _surgeon_view(proto: onnx.ModelProto) -> gs.Graph:
         # Strings need not be UTF-8 in ONNX; no rule reads them, so the view may go without.
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
-        for node in copy.graph.node:
-            for attribute in node.attribute:
-                attribute.s = b""
-                del attribute.strings[:]
+        for nodes in (copy.graph.node, *(f.node for f in copy.functions)):
+            _clear_strings(nodes)
         return gs.import_onnx(copy)
+
+
+def _clear_strings(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.s:
+                attribute.s = b""
+            del attribute.strings[:]
+            for body in _bodies(attribute):
+                _clear_strings(body.node)
+
+
+def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def _captured(graph: gs.Graph) -> frozenset[str]:
@@ -223,11 +250,21 @@ def _check_external(proto: onnx.ModelProto, path: Path | None, label: str) -> No
 
 def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Locations of external weights relative to the network's folder, each once."""
-    found = {}
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            found.update({entry.value: None for entry in tensor.external_data if entry.key == "location"})
+    found: dict[str, None] = {}
+    for tensor in _external_tensors(proto.graph):
+        found.update({entry.value: None for entry in tensor.external_data if entry.key == "location"})
     return tuple(found)
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Stored tensors of a graph and its bodies whose data lies in another file."""
+    stored = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            stored += [attribute.t] if attribute.HasField("t") else attribute.tensors
+            for body in _bodies(attribute):
+                yield from _external_tensors(body)
+    yield from (t for t in stored if t.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def inlined(network: Network) -> onnx.ModelProto:
@@ -236,16 +273,15 @@ def inlined(network: Network) -> onnx.ModelProto:
         return network.proto
     copy = onnx.ModelProto()
     copy.CopyFrom(network.proto)
-    for tensor in copy.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            replace_tensor(tensor, network.array(tensor))
+    for tensor in _external_tensors(copy.graph):
+        replace_tensor(tensor, network.array(tensor))
     return copy
 
 
 def replace_tensor(tensor: onnx.TensorProto, value: npt.NDArray[Any]) -> None:
     """Give a stored tensor new values and shape in the same element type; its name, doc and metadata stay."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    fresh = numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), tensor.name)
+    fresh = numpy_helper.from_array(value.astype(dtype, order="C"), tensor.name)
     fresh.doc_string = tensor.doc_string
     fresh.metadata_props.extend(tensor.metadata_props)
     if not tensor.doc_string:

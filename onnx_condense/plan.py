@@ -92,6 +92,11 @@ class ChannelSpace:
         """How many channels the space has."""
         return len(self.channels)
 
+    @property
+    def reducible(self) -> bool:
+        """Whether some channel could go and some reader could take over."""
+        return self.width > 1 and bool(self.readers) and not self.pinned.all()
+
 
 @dataclasses.dataclass(frozen=True)
 class ChannelView:
@@ -109,6 +114,37 @@ class ChannelView:
     shared: tuple[tuple[int, ...], ...]
     spaces: tuple[ChannelSpace, ...]
     refusals: tuple[Refusal, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Joint moments of two sets of features (often one set with itself).
+
+    count: rows seen; left [K], right [L]: means; product [K, L]: sum of (l - left)(r - right)^T.
+    """
+
+    count: float
+    left: FloatArray
+    right: FloatArray
+    product: FloatArray
+
+    @property
+    def covariance(self) -> FloatArray:
+        """[K, L], product / count."""
+        return self.product / max(self.count, 1.0)
+
+    def plus(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        count = self.count + other.count
+        share = other.count / count
+        left, right = other.left - self.left, other.right - self.right
+        product = self.product + other.product
+        product += np.outer(left, right) * (self.count * share)
+        return Moments(count, self.left + share * left, self.right + share * right, product)
+
+    def part(self, left: IntArray, right: IntArray) -> Moments:
+        """Moments of some of the features."""
+        return Moments(self.count, self.left[left], self.right[right], self.product[np.ix_(left, right)])
 
 
 @dataclasses.dataclass(frozen=True)

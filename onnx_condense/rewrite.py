@@ -6,6 +6,7 @@ are sliced, readers get their new columns, offsets go into biases, value_info fo
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,11 +28,10 @@ class _Draft:
     """What is to change, collected before the copy is touched."""
 
     network: Network
-    gone: frozenset[int]
+    gone: npt.NDArray[np.bool_]
     values: dict[Operand, Array] = dataclasses.field(default_factory=dict)
     new_bias: dict[int, Array] = dataclasses.field(default_factory=dict)
     add_after: dict[int, Array] = dataclasses.field(default_factory=dict)
-    reset_beta: set[int] = dataclasses.field(default_factory=set)
 
     def current(self, operand: Operand) -> Array:
         """The constant at an operand as it will be."""
@@ -48,7 +48,7 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     Raises:
         DefectError: channels that go do not form whole slices of some constant (a defect of the analysis).
     """
-    draft = _Draft(network, plan.dropped(view.spaces))
+    draft = _Draft(network, _mask(view, plan))
     updates = {u.use: u for u in plan.updates}
     for i, use in enumerate(view.linear):
         _draft_weight(draft, use, updates[i].weight if i in updates else None)
@@ -56,7 +56,7 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
         _draft_constant(draft, constant)
     for i, update in sorted(updates.items()):
         rows = view.linear[i].rows
-        offset = update.offset[~_going(rows, draft.gone)] if rows.size else update.offset
+        offset = update.offset[~draft.gone[rows]] if rows.size else update.offset
         if offset.any():
             _draft_offset(draft, view.linear[i], offset)
     proto = onnx.ModelProto()
@@ -67,17 +67,21 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     return proto
 
 
-def _going(labels: IntArray, gone: frozenset[int]) -> npt.NDArray[np.bool_]:
-    return np.isin(labels, np.fromiter(gone, np.int64, len(gone)))
+def _mask(view: ChannelView, plan: Plan) -> npt.NDArray[np.bool_]:
+    """Whether the channel of each label goes [label]."""
+    labels = [s.channels for s in view.spaces] + [u.columns for u in view.linear]
+    mask = np.zeros(max((int(a.max(initial=0)) for a in labels), default=0) + 1, np.bool_)
+    mask[sorted(plan.dropped(view.spaces))] = True
+    return mask
 
 
-def kept_positions(labels: IntArray, axis: int, gone: frozenset[int]) -> IntArray:
+def kept_positions(labels: IntArray, axis: int, gone: npt.NDArray[np.bool_]) -> IntArray:
     """Positions along an axis that stay, for labels whose channels go as whole slices.
 
     Raises:
         DefectError: a slice is only partly gone.
     """
-    slices = _going(np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1), gone)
+    slices = gone[np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)]
     if (slices.any(axis=1) != slices.all(axis=1)).any():
         raise DefectError("partial-slice", "channels that go do not form whole slices of a tensor")
     return np.flatnonzero(~slices.any(axis=1))
@@ -85,8 +89,8 @@ def kept_positions(labels: IntArray, axis: int, gone: frozenset[int]) -> IntArra
 
 def _draft_weight(draft: _Draft, use: LinearUse, updated: FloatArray | None) -> None:
     stored = draft.current(use.weight)
-    keep_in = np.flatnonzero(~_going(use.columns, draft.gone))
-    keep_out = np.flatnonzero(~_going(use.rows, draft.gone))
+    keep_in = np.flatnonzero(~draft.gone[use.columns])
+    keep_out = np.flatnonzero(~draft.gone[use.rows])
     if updated is None and len(keep_in) == use.columns.size and len(keep_out) == use.rows.size:
         return
     value = stored
@@ -136,7 +140,6 @@ def _gemm_bias(draft: _Draft, node: Node, offset: FloatArray) -> bool:
     if not name or beta == 0.0:
         dtype = next(v for p in (0, 1) if (v := draft.network.constant(node.inputs[p])) is not None).dtype
         draft.new_bias[node.index] = offset.astype(dtype)
-        draft.reset_beta.add(node.index)
         return True
     if draft.network.constant(name) is None:
         return False
@@ -169,11 +172,11 @@ def _write_constants(draft: _Draft, proto: onnx.ModelProto) -> None:
     for operand in draft.values:
         name = network.nodes[operand.node].inputs[operand.position]
         by_root.setdefault(network.root(name), []).append(operand)
-    names = _Names(proto)
+    store = _Store(network, proto)
     for root, operands in by_root.items():
         direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
         free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
-        _write_versions(draft, proto, names, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
+        _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
     _drop_unused(network, proto, by_root)
 
 
@@ -183,7 +186,17 @@ class _Names:
     def __init__(self, proto: onnx.ModelProto) -> None:
         graph = proto.graph
         self._taken = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-        self._taken |= {name for node in graph.node for name in (*node.input, *node.output)}
+        self._taken |= {v.name for v in graph.value_info} | {s.values.name for s in graph.sparse_initializer}
+        self._add(graph)
+
+    def _add(self, graph: onnx.GraphProto) -> None:
+        """Bodies may not define a name that is known outside."""
+        for node in graph.node:
+            self._taken.update((*node.input, *node.output))
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    self._taken |= {v.name for v in body.input} | {t.name for t in body.initializer}
+                    self._add(body)
 
     def fresh(self, wish: str) -> str:
         name, count = wish, 1
@@ -194,9 +207,51 @@ class _Names:
         return name
 
 
-def _write_versions(
-    draft: _Draft, proto: onnx.ModelProto, names: _Names, root: str, operands: Iterable[Operand], free: bool
-) -> None:
+class _Store:
+    """The stored tensors of the copy, by name."""
+
+    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self._network = network
+        self._names = _Names(proto)
+        self._tensors = {t.name: t for t in proto.graph.initializer}
+        self._declared = {v.name: v for v in proto.graph.value_info}
+        self._declared |= {v.name: v for v in proto.graph.input}
+
+    def add(self, wish: str, value: Array) -> str:
+        """A new initializer under a free name."""
+        name = self._names.fresh(wish)
+        tensor = numpy_helper.from_array(value, name)
+        self.proto.graph.initializer.append(tensor)
+        if self.proto.ir_version < 4:
+            # Before IR 4 every initializer is declared as an input too.
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+            self.proto.graph.input.append(info)
+        return name
+
+    def fresh(self, wish: str) -> str:
+        """A free name."""
+        return self._names.fresh(wish)
+
+    def replace(self, root: str, value: Array) -> None:
+        """New values for an initializer or a Constant node."""
+        if root in self._tensors:
+            replace_tensor(self._tensors[root], value)
+        else:
+            node = self.proto.graph.node[self._network.producers[root].index]
+            old = next(a for a in node.attribute if a.name.startswith("value"))
+            old.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(value, old.t.name)))
+        if root in self._declared:
+            # A scalar bias that takes over an offset becomes a vector.
+            shape = self._declared[root].type.tensor_type.shape
+            if len(shape.dim) != value.ndim:
+                del shape.dim[:]
+                for size in value.shape:
+                    shape.dim.add(dim_value=size)
+            _set_shape(self._declared[root], dict(enumerate(value.shape)))
+
+
+def _write_versions(draft: _Draft, store: _Store, root: str, operands: Iterable[Operand], free: bool) -> None:
     """Store each distinct value once; the first takes the original's place if nothing else needs that."""
     stored: dict[tuple[tuple[int, ...], bytes], str] = {}
     for operand in operands:
@@ -204,78 +259,60 @@ def _write_versions(
         key = (value.shape, value.tobytes())
         if key not in stored:
             if free and not stored:
-                _replace(draft.network, proto, root, value)
+                store.replace(root, value)
                 stored[key] = root
             else:
-                stored[key] = _add_initializer(proto, names.fresh(f"{root}_condensed"), value)
-        proto.graph.node[operand.node].input[operand.position] = stored[key]
-
-
-def _replace(network: Network, proto: onnx.ModelProto, root: str, value: Array) -> None:
-    for tensor in proto.graph.initializer:
-        if tensor.name == root:
-            replace_tensor(tensor, value)
-            for declared in (*proto.graph.input, *proto.graph.value_info):
-                if declared.name == root:
-                    _set_shape(declared, dict(enumerate(value.shape)))
-            return
-    node = proto.graph.node[network.producers[root].index]
-    old = next(a for a in node.attribute if a.name.startswith("value"))
-    name = old.t.name if old.name == "value" else ""
-    fresh = onnx.helper.make_attribute("value", numpy_helper.from_array(np.ascontiguousarray(value), name))
-    old.CopyFrom(fresh)
-
-
-def _add_initializer(proto: onnx.ModelProto, name: str, value: Array) -> str:
-    tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-    proto.graph.initializer.append(tensor)
-    if proto.ir_version < 4:
-        # Before IR 4 every initializer is declared as an input too.
-        info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-        proto.graph.input.append(info)
-    return name
+                stored[key] = store.add(f"{root}_condensed", value)
+        store.proto.graph.node[operand.node].input[operand.position] = stored[key]
 
 
 def _drop_unused(network: Network, proto: onnx.ModelProto, roots: Iterable[str]) -> None:
     """Remove constants (and copies of them) that the edits left without a reader."""
     candidates = set(roots) | {n.outputs[0] for n in network.nodes if n.outputs and network.root(n.outputs[0]) in roots}
-    while True:
-        used = {name for node in proto.graph.node for name in node.input} | set(network.outputs) | network.captured
-        dead = [n for n in proto.graph.node if len(n.output) == 1 and n.output[0] in candidates - used]
-        if not dead:
-            break
-        for node in dead:
-            proto.graph.node.remove(node)
-    for field in (proto.graph.initializer, proto.graph.input, proto.graph.value_info):
-        for entry in [e for e in field if e.name in candidates - used]:
-            field.remove(entry)
+    outside = {*network.outputs, *network.captured}
+    readers = collections.Counter(name for node in proto.graph.node for name in node.input)
+    dead = []
+    for at in range(len(proto.graph.node) - 1, -1, -1):
+        node = proto.graph.node[at]
+        if len(node.output) == 1 and (name := node.output[0]) in candidates - outside and not readers[name]:
+            readers.subtract(node.input)
+            dead.append(at)
+    for at in dead:
+        del proto.graph.node[at]
+    gone = {name for name in candidates - outside if not readers[name]}
+    graph = proto.graph
+    for at in [i for i, t in enumerate(graph.initializer) if t.name in gone][::-1]:
+        del graph.initializer[at]
+    for declared in (graph.input, graph.value_info):
+        for at in [i for i, v in enumerate(declared) if v.name in gone][::-1]:
+            del declared[at]
 
 
 def _insert_biases(draft: _Draft, proto: onnx.ModelProto) -> None:
     """Gemm without C gets one; other readers get an Add behind them that takes over their output name."""
-    names = _Names(proto)
-    by_output = {node.output[0]: (i, node) for i, node in enumerate(proto.graph.node) if node.output}
+    store = _Store(draft.network, proto)
+    by_output = {node.output[0]: i for i, node in enumerate(proto.graph.node) if node.output}
     for index, value in sorted(draft.new_bias.items()):
-        _, node = by_output[draft.network.nodes[index].outputs[0]]
-        name = _add_initializer(proto, names.fresh(f"{node.output[0]}_bias"), value)
-        node.input[:] = [*node.input[:2], name]
-        if index in draft.reset_beta:
-            for attribute in [a for a in node.attribute if a.name == "beta"]:
-                node.attribute.remove(attribute)
+        node = proto.graph.node[by_output[draft.network.nodes[index].outputs[0]]]
+        node.input[:] = [*node.input[:2], store.add(f"{node.output[0]}_bias", value)]
+        for attribute in [a for a in node.attribute if a.name == "beta"]:
+            node.attribute.remove(attribute)
+    # Last node first, so that the places of the others stay.
     for index, value in sorted(draft.add_after.items(), reverse=True):
-        at, node = by_output[draft.network.nodes[index].outputs[0]]
+        at = by_output[draft.network.nodes[index].outputs[0]]
+        node = proto.graph.node[at]
         result = node.output[0]
-        node.output[0] = names.fresh(f"{result}_before_bias")
-        bias = _add_initializer(proto, names.fresh(f"{result}_bias"), value)
-        add = onnx.helper.make_node("Add", [node.output[0], bias], [result], name=f"{node.name}_bias")
-        proto.graph.node.insert(at + 1, add)
+        node.output[0] = store.fresh(f"{result}_before_bias")
+        inputs = [node.output[0], store.add(f"{result}_bias", value)]
+        name = f"{node.name}_bias" if node.name else ""
+        proto.graph.node.insert(at + 1, onnx.helper.make_node("Add", inputs, [result], name=name))
 
 
 def _patch_shapes(draft: _Draft, view: ChannelView, proto: onnx.ModelProto) -> None:
     """Let value_info follow the new widths."""
     for info in proto.graph.value_info:
         labels = view.labels.get(info.name)
-        if labels is None or not _going(labels, draft.gone).any():
+        if labels is None or not draft.gone[labels].any():
             continue
         axes = [axis for axis, n in enumerate(labels.shape) if n > 1]
         _set_shape(info, {axis: len(kept_positions(labels, axis, draft.gone)) for axis in axes})

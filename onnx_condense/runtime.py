@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
+Session = ort.InferenceSession
 
 CPU = ("CPUExecutionProvider",)
 
@@ -105,21 +106,27 @@ def run(session: ort.InferenceSession, feed: Feed, names: Sequence[str] | None =
     return [np.asarray(value) for value in outputs]
 
 
-def evaluate_node(proto: onnx.ModelProto, index: int, operands: Sequence[Array]) -> Array:
+def evaluate_node(
+    proto: onnx.ModelProto, index: int, operands: Sequence[Array], dtype: npt.DTypeLike = np.float32
+) -> Array:
     """Run one node of the main graph on given operands (those it has, in order), as ONNX Runtime would.
 
-    Operands come as float64 and are cast to the element type that keeps the op's arithmetic: float32.
+    Operands come as float64 and are cast to the element type that keeps the op's arithmetic.
 
     Returns:
         The first output, flattened, float64.
+
+    Raises:
+        ModelError: ONNX Runtime can't run it on its own.
     """
     node = onnx.NodeProto()
     node.CopyFrom(proto.graph.node[index])
-    arrays = {f"operand_{i}": np.asarray(a, np.float32) for i, a in enumerate(operands)}
+    arrays = {f"operand_{i}": np.asarray(a, dtype) for i, a in enumerate(operands)}
     names = iter(arrays)
     for i, name in enumerate(node.input):
         node.input[i] = next(names) if name else ""
-    inputs = [onnx.helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, a.shape) for k, a in arrays.items()]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    inputs = [onnx.helper.make_tensor_value_info(k, kind, a.shape) for k, a in arrays.items()]
     result = onnx.ValueInfoProto(name=node.output[0])
     graph = onnx.helper.make_graph([node], "node", inputs, [result])
     model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)

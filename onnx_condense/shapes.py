@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import onnx
 
@@ -14,40 +15,65 @@ Shape = tuple[int | str | None, ...]
 # Shape inference wants the values of small integer constants (Reshape, Slice), never those of weights.
 _SMALL = 1024
 
+_ALIKE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
+
 
 def infer_shapes(proto: onnx.ModelProto) -> Mapping[str, Shape]:
-    """Shapes of the main graph's tensors as far as they can be known, by name.
+    """Shapes of the main graph's tensors as far as they can be known, by name."""
+    return infer(proto)[0]
 
-    Large initializers become inputs of a throw-away copy, so that weights are neither copied nor loaded.
+
+def infer(proto: onnx.ModelProto) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
+    """Shapes and element types of the main graph's tensors as far as they can be known, by name.
+
+    Large initializers become inputs of a throw-away copy, so that weights are neither copied nor loaded. Declared
+    shapes of inner tensors may be stale; they count only where inference finds none.
     """
-    light = _without_weights(proto)
+    graph = _inferred(_without_weights(proto, ())).graph
+    found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
+    unknown = [v for v in proto.graph.value_info if v.name not in found or _shape(found[v.name]) is None]
+    if unknown:
+        graph = _inferred(_without_weights(proto, unknown)).graph
+        found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
+    shapes = {name: shape for name, v in found.items() if (shape := _shape(v)) is not None}
+    return shapes, {n: v.type.tensor_type.elem_type for n, v in found.items() if v.type.HasField("tensor_type")}
+
+
+def _inferred(light: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
+        return onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
         logger.info("shape inference failed, declared shapes only: %s", error)
-        inferred = light
-    graph = inferred.graph
-    return {v.name: shape for v in (*graph.input, *graph.value_info, *graph.output) if (shape := _shape(v)) is not None}
+        return light
 
 
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _without_weights(proto: onnx.ModelProto, declared: Iterable[onnx.ValueInfoProto]) -> onnx.ModelProto:
     light = onnx.ModelProto(ir_version=max(proto.ir_version, 4), opset_import=proto.opset_import)
     light.functions.extend(proto.functions)
     graph = light.graph
     graph.node.extend(proto.graph.node)
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
-    graph.value_info.extend(proto.graph.value_info)
-    declared = {i.name for i in proto.graph.input}
+    graph.value_info.extend(declared)
+    _translate(graph, {(f.domain, f.name) for f in proto.functions})
+    inputs = {i.name for i in proto.graph.input}
     for tensor in proto.graph.initializer:
         size = 1
         for d in tensor.dims:
             size *= d
         if size <= _SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
             graph.initializer.append(tensor)
-        elif tensor.name not in declared:
+        elif tensor.name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
+
+
+def _translate(graph: onnx.GraphProto, functions: AbstractSet[tuple[str, str]]) -> None:
+    """Ops that onnx does not know but whose result is shaped like their first operand."""
+    for node in graph.node:
+        if node.domain == "com.microsoft" and node.op_type in _ALIKE and (node.domain, node.op_type) not in functions:
+            del node.attribute[:], node.input[1:]
+            node.domain, node.op_type = "", "Identity"
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

@@ -7,8 +7,8 @@ pins what it touches.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -18,33 +18,49 @@ from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, ConstantUse, I
 
 GRAPH_OUTPUT = "graph output"
 CAPTURED = "used inside a subgraph"
+HIDDEN = "combined with a tensor of unknown rank"
 FIXED = "combined element by element with a tensor that owns no channels"
 
 
 class _Labels:
-    """Union-find over channel labels; label 0 (PINNED) is no channel and is never tied."""
+    """Union-find over channel labels with a pin per class; label 0 (PINNED) is no channel and is never tied."""
 
     def __init__(self) -> None:
-        self.parent: list[int] = [PINNED]
+        self._parent: list[int] = [PINNED]
+        self._pinned: list[bool] = [True]
 
     def fresh(self, count: int) -> IntArray:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
+        start = len(self._parent)
+        self._parent.extend(range(start, start + count))
+        self._pinned.extend([False] * count)
         return np.arange(start, start + count, dtype=np.int64)
 
     def root(self, label: int) -> int:
-        while self.parent[label] != label:
-            self.parent[label] = self.parent[self.parent[label]]
-            label = self.parent[label]
+        while self._parent[label] != label:
+            self._parent[label] = self._parent[self._parent[label]]
+            label = self._parent[label]
         return label
 
     def tie(self, a: int, b: int) -> None:
         low, high = sorted((self.root(a), self.root(b)))
-        self.parent[high] = low
+        self._parent[high] = low
+        self._pinned[low] = self._pinned[low] or self._pinned[high]
 
-    def resolved(self) -> IntArray:
-        """The class of every label [number of labels], the smallest label of the class."""
-        return np.array([self.root(label) for label in range(len(self.parent))], np.int64)
+    def pin(self, labels: IntArray) -> None:
+        for label in np.unique(labels).tolist():
+            self._pinned[self.root(label)] = True
+
+    def pinned(self, labels: IntArray) -> tuple[bool, ...]:
+        return tuple(self._pinned[self.root(label)] for label in labels.tolist())
+
+    def classes(self) -> IntArray:
+        """The class of every label [number of labels], named by its smallest label."""
+        return np.array([self.root(label) for label in range(len(self._parent))], np.int64)
+
+    def removable(self) -> IntArray:
+        """The same, with PINNED for the classes that must stay."""
+        classes = self.classes()
+        return np.where(np.array(self._pinned)[classes], PINNED, classes)
 
 
 class _Tracer:
@@ -63,6 +79,8 @@ class _Tracer:
         """Trace all nodes, then pin what leaves the graph."""
         for name in (*self.network.inputs, *self.network.overridable):
             self._set(name, ops.pinned_like(self.network.shape(name)))
+        for sparse in self.network.proto.graph.sparse_initializer:
+            self._set(sparse.values.name, ops.pinned_like(tuple(sparse.dims)))
         for node in self.network.nodes:
             self._visit(node)
         for name in self.network.outputs:
@@ -79,28 +97,23 @@ class _Tracer:
             self.pins.append((self.labels[name], reason, place))
 
     def _visit(self, node: Node) -> None:
-        rule = ops.find(node.domain, node.op, node.opset)
+        rule = None if (node.domain, node.op) in self.network.functions else ops.find(node.domain, node.op, node.opset)
         call = self._call(node)
         reason = f"no rule for {node.op}" if rule is None else rule.guard(call)
         if rule is None or reason:
-            if any(value is not None and value.constant is None for value in call.operands) or node.captured:
-                self._barrier(node, reason)
+            self._barrier(node, reason)
             return
+        computed = [v for v in call.operands if v is not None and v.constant is None]
         effect = rule.trace(call)
-        for value in call.operands:
+        if any(v.labels is None for v in computed):
             # A tensor of unknown rank hides its channels, and so does what is made of it.
-            if value is not None and value.constant is None and value.labels is None:
-                effect = ops.Effect(None, pins=(*effect.pins, *((e, "shape not known") for e in self._known(call))))
+            effect = ops.Effect(None, pins=tuple((v.labels, HIDDEN) for v in computed if v.labels is not None))
         self.linear += effect.linear
         self.constants += effect.constants
         self.ties += [(a, b, node.place) for a, b in effect.ties]
         self.pins += [(labels, why, node.place) for labels, why in effect.pins]
         for name in node.outputs:
-            own = ops.pinned_like(self.network.shape(name)) if effect.output is None else effect.output
-            self._set(name, own)
-
-    def _known(self, call: ops.Call) -> Iterable[IntArray]:
-        return (v.labels for v in call.operands if v is not None and v.labels is not None)
+            self._set(name, ops.pinned_like(self.network.shape(name)) if effect.output is None else effect.output)
 
     def _barrier(self, node: Node, reason: str) -> None:
         for name in node.inputs:
@@ -125,146 +138,114 @@ def find_spaces(network: Network) -> ChannelView:
     """
     tracer = _Tracer(network)
     tracer.walk()
+    union = tracer.union
     for a, b, place in tracer.ties:
         pairs = np.unique(np.stack([a.reshape(-1), b.reshape(-1)], 1), axis=0)
         for i, j in pairs[(pairs != PINNED).all(axis=1)].tolist():
-            tracer.union.tie(i, j)
+            union.tie(i, j)
         lone = pairs[(pairs == PINNED).any(axis=1)].max(axis=1)
         tracer.pins.append((lone, FIXED, place))
+    for labels, _, _ in tracer.pins:
+        union.pin(labels)
     shared = _tie_shared(network, tracer)
-    resolved = tracer.union.resolved()
-    resolved = np.where(np.isin(resolved, _pinned_classes(tracer, resolved)), PINNED, resolved)
-    names = tracer.union.resolved()
-    linear = tuple(_resolved_use(use, resolved) for use in tracer.linear)
-    spaces = _spaces(network, tracer.linear, linear, names, resolved)
+    classes, removable = union.classes(), union.removable()
+    spaces = _spaces(network, tracer.linear, classes, removable)
     return ChannelView(
-        labels={name: resolved[labels] for name, labels in tracer.labels.items()},
-        linear=linear,
-        constants=tuple(ConstantUse(c.operand, resolved[c.labels]) for c in tracer.constants),
+        labels={name: removable[labels] for name, labels in tracer.labels.items()},
+        linear=tuple(_resolved_use(use, removable) for use in tracer.linear),
+        constants=tuple(ConstantUse(c.operand, removable[c.labels]) for c in tracer.constants),
         shared=shared,
         spaces=spaces,
-        refusals=_refusals(tracer, names, spaces),
+        refusals=_refusals(tracer, classes, spaces),
     )
 
 
-def _pinned_classes(tracer: _Tracer, resolved: IntArray) -> IntArray:
-    pinned = [resolved[labels].reshape(-1) for labels, _, _ in tracer.pins]
-    return np.unique(np.concatenate([*pinned, np.zeros(1, np.int64)]))
-
-
-def _resolved_use(use: LinearUse, resolved: IntArray) -> LinearUse:
-    return LinearUse(
-        use.weight,
-        use.activation,
-        use.in_axis,
-        use.out_axis,
-        use.act_axis,
-        use.result_axis,
-        resolved[use.columns],
-        resolved[use.rows],
-        use.gain,
-    )
+def _resolved_use(use: LinearUse, removable: IntArray) -> LinearUse:
+    return dataclasses.replace(use, columns=removable[use.columns], rows=removable[use.rows])
 
 
 def _tie_shared(network: Network, tracer: _Tracer) -> tuple[tuple[int, ...], ...]:
     """Tie the channels of weights that are stored once and used often, so that they can stay stored once.
 
-    A tie that would pin channels of one use because of another is not made: the rewrite then clones the weight.
+    Only uses that are pinned alike are tied: a tie never costs one use its freedom because of another. The
+    rewrite clones the weight for the others.
     """
-    by_root: dict[tuple[str, int], list[int]] = {}
+    by_root: dict[tuple[str, int, float], list[int]] = {}
     for index, use in enumerate(tracer.linear):
-        node = network.nodes[use.weight.node]
-        by_root.setdefault((network.root(node.inputs[use.weight.position]), use.in_axis), []).append(index)
+        name = network.nodes[use.weight.node].inputs[use.weight.position]
+        by_root.setdefault((network.root(name), use.in_axis, use.gain), []).append(index)
     groups = []
     for uses in by_root.values():
-        if len(uses) < 2:
+        if len(uses) == 1:
             continue
-        resolved = tracer.union.resolved()
-        pinned = set(_pinned_classes(tracer, resolved).tolist())
-        alike = [u for u in uses if _same_pins(tracer.linear[uses[0]], tracer.linear[u], resolved, pinned)]
-        for a, b in itertools.pairwise(alike):
-            for x, y in _sides(tracer.linear[a], tracer.linear[b]):
-                for i, j in zip(x.tolist(), y.tolist(), strict=True):
-                    if PINNED not in (i, j):
-                        tracer.union.tie(i, j)
-        if len(alike) > 1:
-            groups.append(tuple(alike))
+        alike: dict[tuple[bool, ...], list[int]] = {}
+        for u in uses:
+            alike.setdefault(tracer.union.pinned(_channels(tracer.linear[u])), []).append(u)
+        for members in alike.values():
+            for a, b in itertools.pairwise(members):
+                _tie_sides(tracer, _channels(tracer.linear[a]), _channels(tracer.linear[b]))
+        groups += [tuple(members) for members in alike.values() if len(members) > 1]
     return tuple(groups)
 
 
-def _sides(a: LinearUse, b: LinearUse) -> tuple[tuple[IntArray, IntArray], ...]:
-    return ((a.columns, b.columns), (a.rows, b.rows))
+def _channels(use: LinearUse) -> IntArray:
+    return np.concatenate([use.columns, use.rows])
 
 
-def _same_pins(a: LinearUse, b: LinearUse, resolved: IntArray, pinned: set[int]) -> bool:
-    if a.gain != b.gain:
-        return False
-    sides = _sides(a, b)
-    return all(
-        (int(resolved[i]) in pinned) == (int(resolved[j]) in pinned)
-        for x, y in sides
-        for i, j in zip(x.tolist(), y.tolist(), strict=True)
-    )
+def _tie_sides(tracer: _Tracer, one: IntArray, other: IntArray) -> None:
+    for i, j in zip(one.tolist(), other.tolist(), strict=True):
+        if PINNED not in (i, j):
+            tracer.union.tie(i, j)
 
 
 def _spaces(
-    network: Network,
-    raw: list[LinearUse],
-    linear: tuple[LinearUse, ...],
-    names: IntArray,
-    resolved: IntArray,
+    network: Network, uses: list[LinearUse], classes: IntArray, removable: IntArray
 ) -> tuple[ChannelSpace, ...]:
-    """Group channels by the writers that tie them. names: class of every label before pins were applied."""
-    group: dict[int, int] = {}
+    """Group channels by the writers that tie them. classes: of every label before pins were applied."""
+    home = _homes(uses, classes)
     writers: dict[int, list[int]] = {}
-    for index, use in enumerate(raw):
-        if not use.rows.size:
-            continue
-        met = {group[c] for c in names[use.rows].tolist() if c in group}
-        home = min(met, default=index)
-        for channel, old in list(group.items()):
-            if old in met and old != home:
-                group[channel] = home
-        writers[home] = sorted({index, *itertools.chain.from_iterable(writers.pop(m) for m in met)})
-        group.update(dict.fromkeys((c for c in names[use.rows].tolist() if c != PINNED), home))
-    readers = _readers(raw, names, group)
-    return tuple(
-        _space(network, raw, home, tuple(used), tuple(sorted(readers.get(home, ()))), names, resolved)
-        for home, used in sorted(writers.items())
-    )
-
-
-def _readers(raw: list[LinearUse], names: IntArray, group: Mapping[int, int]) -> dict[int, set[int]]:
     readers: dict[int, set[int]] = {}
-    for index, use in enumerate(raw):
-        for channel in np.unique(names[use.columns]).tolist():
-            if channel in group:
-                readers.setdefault(group[channel], set()).add(index)
-    return readers
+    for index, use in enumerate(uses):
+        if use.rows.size:
+            writers.setdefault(home[int(classes[use.rows[0]])], []).append(index)
+        for channel in np.unique(classes[use.columns]).tolist():
+            if channel in home:
+                readers.setdefault(home[channel], set()).add(index)
+    spaces = []
+    for first, written in sorted(writers.items()):
+        rows = np.concatenate([classes[uses[w].rows] for w in written])
+        _, at = np.unique(rows, return_index=True)
+        channels = rows[np.sort(at)]
+        name = network.nodes[uses[first].weight.node].outputs[0]
+        read = tuple(sorted(readers.get(first, ())))
+        spaces.append(ChannelSpace(name, channels, removable[channels] == PINNED, tuple(written), read))
+    return tuple(spaces)
 
 
-def _space(
-    network: Network,
-    raw: list[LinearUse],
-    home: int,
-    writers: tuple[int, ...],
-    readers: tuple[int, ...],
-    names: IntArray,
-    resolved: IntArray,
-) -> ChannelSpace:
-    rows = np.concatenate([names[raw[w].rows] for w in writers])
-    _, first = np.unique(rows, return_index=True)
-    channels = rows[np.sort(first)]
-    node = network.nodes[raw[home].weight.node]
-    return ChannelSpace(node.outputs[0], channels, resolved[channels] == PINNED, writers, readers)
+def _homes(uses: list[LinearUse], classes: IntArray) -> dict[int, int]:
+    """The first of the writers that each channel is tied to, directly or through others."""
+    parent = list(range(len(uses)))
+
+    def root(use: int) -> int:
+        while parent[use] != use:
+            parent[use] = parent[parent[use]]
+            use = parent[use]
+        return use
+
+    owner: dict[int, int] = {}
+    for index, use in enumerate(uses):
+        for channel in classes[use.rows].tolist():
+            low, high = sorted((root(owner.setdefault(channel, index)), root(index)))
+            parent[high] = low
+    return {channel: root(index) for channel, index in owner.items()}
 
 
-def _refusals(tracer: _Tracer, names: IntArray, spaces: tuple[ChannelSpace, ...]) -> tuple[Refusal, ...]:
+def _refusals(tracer: _Tracer, classes: IntArray, spaces: tuple[ChannelSpace, ...]) -> tuple[Refusal, ...]:
     """Every pin that touches a channel of a space, once per (place, reason, space)."""
     owner = {int(c): s.name for s in spaces for c in s.channels}
     found: dict[tuple[str, str, str], set[int]] = {}
     for labels, reason, place in tracer.pins:
-        for channel in np.unique(names[labels]).tolist():
+        for channel in np.unique(classes[labels]).tolist():
             if channel in owner:
                 found.setdefault((place, reason, owner[channel]), set()).add(channel)
     return tuple(Refusal(place, reason, frozenset(c), space) for (place, reason, space), c in found.items())

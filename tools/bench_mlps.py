@@ -329,17 +329,32 @@ def neuralfoil_inputs(airfoils: Floats, count: int, rng: np.random.Generator) ->
     return {"x": np.concatenate([x, mirrored(x)]), "group": np.concatenate([group, group])}
 
 
-def draws(name: str, airfoils: Floats | None, seed: int) -> tuple[dict[str, Array], dict[str, Array]] | None:
-    """Calibration inputs and a second set that shares nothing with them (for NeuralFoil: no airfoil either)."""
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Inputs of one network: to calibrate on, new draws of the same kind, and (NeuralFoil) of other airfoils."""
+
+    calibration: dict[str, Array]
+    again: dict[str, Array]
+    elsewhere: dict[str, Array] | None = None
+
+    def covered(self, feed: dict[str, Array]) -> npt.NDArray[np.bool_]:
+        """Which rows lie inside the range of the calibration inputs, feature by feature."""
+        name = next(iter(feed))
+        seen, x = self.calibration[name], feed[name]
+        return np.asarray(((x >= seen.min(axis=0)) & (x <= seen.max(axis=0))).all(axis=1))
+
+
+def draws(name: str, airfoils: Floats | None, seed: int) -> Draws | None:
+    """Inputs of a network of the zoo; None where they need airfoils and there are none."""
     rng = np.random.default_rng(seed)
     if name == "qlknn":
         first, second = (rng.uniform(QLKNN_LOW, QLKNN_HIGH, (SAMPLES, 10)).astype(np.float32) for _ in range(2))
-        return {"input": first}, {"input": second}
+        return Draws({"input": first}, {"input": second})
     if airfoils is None:
         return None
     shuffled = airfoils[rng.permutation(len(airfoils))]
-    middle = len(shuffled) // 2
-    return neuralfoil_inputs(shuffled[:middle], SAMPLES, rng), neuralfoil_inputs(shuffled[middle:], SAMPLES, rng)
+    known, unknown = np.array_split(shuffled, 2)
+    return Draws(*(neuralfoil_inputs(pool, SAMPLES, rng) for pool in (known, known, unknown)))
 
 
 def airfoil_folder(given: Path | None) -> Path | None:
@@ -352,17 +367,25 @@ def airfoil_folder(given: Path | None) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def zoo_row(name: str, job: Job, unseen: dict[str, Array]) -> str:
+def zoo_row(name: str, job: Job, sets: Draws) -> str:
     """One line of the zoo's table."""
     outcome = condense_apart(job)
     if outcome.failed:
-        return row(name, "", "", "", job.tolerance, outcome.failed, "", "", f"{outcome.seconds:.1f}")
-    key = next(iter(unseen))
-    second = relative_error(outputs(job.network, key, unseen[key]), outputs(job.out, key, unseen[key]))
-    counts = [f"{outcome.before:,}", f"{outcome.after:,}", f"{100 * outcome.kept:.1f}"]
-    tolerance = job.tolerance or math.nan
-    errors = [f"{outcome.error:.4f}", f"{second:.4f}", f"{second / tolerance:.2f}"]
-    return row(name, *counts, f"{tolerance:g}", *errors, f"{outcome.seconds:.1f}")
+        return row(name, "", "", "", job.tolerance, outcome.failed, "", "", "", "", f"{outcome.seconds:.1f}")
+
+    def error(feed: dict[str, Array], rows: npt.NDArray[np.bool_]) -> float:
+        key = next(iter(feed))
+        return relative_error(*(outputs(network, key, feed[key][rows]) for network in (job.network, job.out)))
+
+    everything = np.ones(SAMPLES, bool)
+    again, tolerance = error(sets.again, everything), job.tolerance or math.nan
+    cells = [f"{outcome.before:,}", f"{outcome.after:,}", f"{100 * outcome.kept:.1f}", f"{tolerance:g}"]
+    cells += [f"{outcome.error:.4f}", f"{again:.4f}", f"{again / tolerance:.2f}"]
+    if sets.elsewhere is None:
+        return row(name, *cells, "", "", f"{outcome.seconds:.1f}")
+    covered = sets.covered(sets.elsewhere)
+    inside = f"{error(sets.elsewhere, covered):.4f} ({100 * covered.mean():.1f} %)"
+    return row(name, *cells, f"{error(sets.elsewhere, everything):.4f}", inside, f"{outcome.seconds:.1f}")
 
 
 @app.command()
@@ -379,7 +402,14 @@ def zoo(
     database = airfoil_folder(airfoils)
     weights = read_airfoils(database) if database is not None else None
     columns = ["network", "parameters", "condensed", "kept, %", "tolerance", "error, verify share"]
-    print(header(*columns, "error, second set", "ratio to tolerance", "seconds"), flush=True)
+    columns += [
+        "error, new draws",
+        "its ratio to the tolerance",
+        "error, other airfoils",
+        "of these in range",
+        "seconds",
+    ]
+    print(header(*columns), flush=True)
     for name in only.split(",") if only else ZOO:
         network, sets = folder / f"{name}.onnx", draws(name, weights, seed)
         if not network.exists() or sets is None:
@@ -388,14 +418,13 @@ def zoo(
             )
             print(f"{name}: skipped, {missing}", file=sys.stderr)
             continue
-        calibration, unseen = sets
         with tempfile.TemporaryDirectory() as scratch:
             data = Path(scratch, "calibration.npz")
-            arrays: dict[str, Any] = {k: v for k, v in calibration.items() if groups or k != "group"}
+            arrays: dict[str, Any] = {k: v for k, v in sets.calibration.items() if groups or k != "group"}
             np.savez(data, **arrays)
             for tolerance in (float(t) for t in tolerances.split(",")):
                 job = Job(network, data, Path(scratch, "slim.onnx"), tolerance, threads=threads, seed=seed)
-                print(zoo_row(name, job, unseen), flush=True)
+                print(zoo_row(name, job, sets), flush=True)
 
 
 if __name__ == "__main__":

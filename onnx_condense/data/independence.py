@@ -13,17 +13,15 @@ from onnx_condense.errors import CalibrationError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnxruntime as ort
-
     from onnx_condense.data.samples import Samples
     from onnx_condense.plan import IntArray
-    from onnx_condense.runtime import Array
+    from onnx_condense.runtime import Array, Session
 
 PROBE = 4
 """How many samples are compared with themselves when the effect of slicing is measured."""
 
 
-def check_independent(samples: Samples, session: ort.InferenceSession, output_names: Sequence[str]) -> None:
+def check_independent(samples: Samples, session: Session, output_names: Sequence[str]) -> None:
     """Measures that slicing does not change the function: samples run together and alone must agree.
 
     Any source: the same feed run twice must agree. Sliced sources with free rows: up to 4 samples spread over all are

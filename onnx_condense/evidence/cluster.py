@@ -3,54 +3,55 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_condense.plan import FloatArray, IntArray
 
+# Equal rows may come out of the projection with other roundings.
+PROJECTION = 1e-12
+
 
 def leaders(keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray:
-    """The first row that each row equals.
+    """A row that each row equals, the same one for all rows of a group.
 
-    Two rows are equal if their keys are the same and the Euclidean distance of their values is at most the sum
-    of their tolerances. |p.a - p.b| <= ||a - b|| for a unit vector p, so sorting by one projection leaves only
-    near neighbours to compare: O(n log n) for rows in general position.
+    Two rows are equal if their keys are the same and every element differs by at most the sum of the two
+    tolerances. |p.(a - b)| <= |p|.(s + t) for a projection p and tolerances s and t, so sorting by one projection
+    leaves only near neighbours to compare: O(n log n) for rows in general position. Rows are compared with the
+    first of a group only, so that groups do not drift.
 
     Args:
         keys: [n, m] integers, compared exactly.
         rows: [n, d] values.
-        tolerance: [n] absolute uncertainty of each row.
+        tolerance: [n, d] absolute uncertainty of each element.
 
     Returns:
-        [n] index of the earliest equal row (its own index where there is none).
+        [n] index of the row that leads the group (its own index where there is none).
     """
-    count = len(rows)
+    count, size = rows.shape
     _, exact = np.unique(keys, axis=0, return_inverse=True) if keys.size else (None, np.zeros(count, np.int64))
     exact = exact.reshape(-1)
-    direction = np.random.default_rng(0).standard_normal(max(rows.shape[1], 1))[: rows.shape[1]]
-    length = float(np.linalg.norm(direction)) or 1.0
-    place = rows @ (direction / length)
-    order = np.lexsort((np.arange(count), place, exact))
+    direction = np.random.default_rng(0).standard_normal(size)
+    place = rows @ direction
+    reach = (tolerance + PROJECTION * np.abs(rows)) @ np.abs(direction)
+    widest = float(reach.max(initial=0.0))
     found = np.arange(count)
+    heads: list[int] = []
     start = 0
-    reach = 2 * float(tolerance.max(initial=0.0))
-    for at, row in enumerate(order.tolist()):
-        while exact[order[start]] != exact[row] or place[row] - place[order[start]] > reach:
+    for row in np.lexsort((np.arange(count), place, exact)).tolist():
+        while start < len(heads) and (
+            exact[heads[start]] != exact[row] or place[row] - place[heads[start]] > reach[row] + widest
+        ):
             start += 1
-        found[row] = _match(row, order[start:at], found, rows, tolerance)
-    return _earliest(found)
+        if start < len(heads):
+            found[row] = _match(row, np.array(heads[start:]), rows, tolerance, place, reach)
+        if found[row] == row:
+            heads.append(row)
+    return found
 
 
-def _match(row: int, window: IntArray, found: IntArray, rows: FloatArray, tolerance: FloatArray) -> int:
-    """The leader among the rows before this one in projection order, or the row itself."""
-    for candidate in np.unique(found[window]).tolist():
-        if np.linalg.norm(rows[row] - rows[candidate]) <= tolerance[row] + tolerance[candidate]:
-            return int(candidate)
-    return row
-
-
-def _earliest(found: IntArray) -> IntArray:
-    """Name every group by its smallest member."""
-    _, group = np.unique(found, return_inverse=True)
-    first: npt.NDArray[np.int64] = np.full(group.max(initial=-1) + 1, len(found), np.int64)
-    np.minimum.at(first, group, np.arange(len(found)))
-    return first[group]
+def _match(
+    row: int, heads: IntArray, rows: FloatArray, tolerance: FloatArray, place: FloatArray, reach: FloatArray
+) -> int:
+    """The first of the given heads that the row equals, or the row itself."""
+    near = heads[place[row] - place[heads] <= reach[row] + reach[heads]]
+    equal = (np.abs(rows[near] - rows[row]) <= tolerance[near] + tolerance[row]).all(axis=1)
+    return int(near[equal.argmax()]) if equal.any() else row

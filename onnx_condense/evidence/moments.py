@@ -8,48 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_condense.data import Samples
-from onnx_condense.plan import FloatArray, IntArray
+from onnx_condense.data.samples import Samples
+from onnx_condense.plan import IntArray, Moments
 from onnx_condense.runtime import Runtime, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
 ROWS = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Joint moments of two sets of features (often one set with itself).
-
-    count: rows seen; left [K], right [L]: means; product [K, L]: sum of (l - left)(r - right)^T.
-    """
-
-    count: float
-    left: FloatArray
-    right: FloatArray
-    product: FloatArray
-
-    @property
-    def covariance(self) -> FloatArray:
-        """[K, L], product / count."""
-        return self.product / max(self.count, 1.0)
-
-    def plus(self, other: Moments) -> Moments:
-        """Moments of both sets of rows together."""
-        count = self.count + other.count
-        share = other.count / count
-        left, right = other.left - self.left, other.right - self.right
-        product = self.product + other.product
-        product += np.outer(left, right) * (self.count * share)
-        return Moments(count, self.left + share * left, self.right + share * right, product)
-
-    def part(self, left: IntArray, right: IntArray) -> Moments:
-        """Moments of some of the features."""
-        return Moments(self.count, self.left[left], self.right[right], self.product[np.ix_(left, right)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +79,8 @@ def _with_moments(proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[
     for i, pair in enumerate(pairs):
         left, left_mean, count = builder.centred(pair.left, pair.left_axis)
         right, right_mean, _ = builder.centred(pair.right, pair.right_axis)
-        product = builder.node("Gemm", [left, right], transA=1)
+        # Gemm needs a third input before opset 11.
+        product = builder.node("MatMul", [builder.node("Transpose", [left], perm=[1, 0]), right])
         for name, kind in ((count, 7), (left_mean, 1), (right_mean, 1), (product, 1)):
             out = builder.node("Identity", [name], out=f"moments_{i}_{len(copy.graph.output)}")
             copy.graph.output.append(helper.make_tensor_value_info(out, kind, None))
@@ -126,7 +97,7 @@ class _Builder:
         self._done: dict[tuple[str, int], tuple[str, str, str]] = {}
         self._count = 0
 
-    def node(self, op: str, inputs: list[str], out: str = "", **attributes: int | list[int]) -> str:
+    def node(self, op: str, inputs: list[str], out: str = "", **attributes: Any) -> str:
         self._count += 1
         out = out or f"moments/{op}_{self._count}"
         self._graph.node.append(helper.make_node(op, inputs, [out], **attributes))
@@ -170,12 +141,34 @@ PREFIX = "condensed/"
 
 def side_by_side(dense: onnx.ModelProto, condensed: onnx.ModelProto) -> onnx.ModelProto:
     """Both networks in one graph over the same inputs; the condensed one's tensors carry PREFIX."""
-    renamed = onnx.compose.add_prefix(
-        condensed, PREFIX, rename_inputs=False, rename_functions=False, rename_value_infos=False
-    )
-    joint = onnx.ModelProto()
+    joint, other = onnx.ModelProto(), onnx.GraphProto()
     joint.CopyFrom(dense)
+    other.CopyFrom(condensed.graph)
     del joint.graph.value_info[:]
-    joint.graph.node.extend(renamed.graph.node)
-    joint.graph.initializer.extend(renamed.graph.initializer)
+    stored = {t.name for t in other.initializer} | {t.values.name for t in other.sparse_initializer}
+    _prefix(other, frozenset(i.name for i in other.input if i.name not in stored))
+    joint.graph.node.extend(other.node)
+    joint.graph.initializer.extend(other.initializer)
+    joint.graph.sparse_initializer.extend(other.sparse_initializer)
     return joint
+
+
+def _prefix(graph: onnx.GraphProto, fed: frozenset[str]) -> None:
+    """Rename everything but what is fed, in bodies too (onnx.compose leaves what bodies take from outside)."""
+
+    def renamed(name: str) -> str:
+        return PREFIX + name if name and name not in fed else name
+
+    for tensor in (*graph.initializer, *(s.values for s in graph.sparse_initializer)):
+        tensor.name = renamed(tensor.name)
+    for value in (*graph.input, *graph.output):
+        value.name = renamed(value.name)
+    del graph.value_info[:]
+    for node in graph.node:
+        # ONNX Runtime wants names of nodes to differ too.
+        node.name = renamed(node.name)
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _prefix(body, fed)

@@ -7,220 +7,225 @@ nothing that matters reads it. All three are exact up to rounding of the weights
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from onnx_condense.evidence.values import CONSTANT, ROUNDINGS, Numbering, Values, stored_weight, type_eps
+from onnx_condense.evidence.laws import CONSTANT, Values
+from onnx_condense.evidence.values import ROUNDINGS, Numbering, stored_weight, type_eps
 from onnx_condense.model import Network
 from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray, Plan, ReaderUpdate, Selection
 
+BoolArray = npt.NDArray[np.bool_]
+
 
 @dataclasses.dataclass(frozen=True)
-class _Column:
-    """How one channel looks at one reader: value = ratio * value of the representative + offset."""
+class _Merged:
+    """A reader once stand-ins have taken over.
 
-    ratio: float
-    offset: float
+    weight: [O, K]; offset: [O], before the gain; noise: [O, K], below which a sum of columns has cancelled.
+    """
+
+    weight: FloatArray
+    offset: FloatArray
+    noise: FloatArray
 
 
 def lossless_plan(network: Network, view: ChannelView) -> Plan:
     """The plan that removes everything the weights prove redundant; an empty one where that is nothing."""
-    numbering = Numbering(network, view)
-    readers = [_reader_values(network, view, numbering, i) for i in range(len(view.linear))]
-    stands_for: dict[int, int] = {}
+    finder = _Finder(network, view)
+    stands_for = finder.stands_for()
+    merged = finder.merge(stands_for)
+    while too_large := finder.overflowing(merged):
+        stands_for = finder.without_merges_at(too_large, stands_for)
+        merged = finder.merge(stands_for)
+    keep = _with_survivors(view, stands_for, finder.live(merged, stands_for))
+    selections = []
+    gone = np.zeros(len(stands_for), np.bool_)
     for space in view.spaces:
-        stands_for.update(_representatives(space, view, readers))
-    columns = [_merge(network, view, i, readers[i], stands_for) for i in range(len(view.linear))]
-    keep = _with_survivors(view, stands_for, _live(view, columns, stands_for))
-    selections, updates = [], []
-    for space in view.spaces:
-        kept = [p for p, c in enumerate(space.channels.tolist()) if space.pinned[p] or c in keep]
-        if len(kept) < space.width:
-            selections.append(Selection(space.name, np.array(kept, np.int64)))
-    gone = Plan("lossless", tuple(selections), ()).dropped(view.spaces)
-    for i, use in enumerate(view.linear):
-        if np.isin(use.columns, list(gone)).any():
-            weight, offset, _ = columns[i]
-            updates.append(_update(network, view, i, weight, offset, gone, readers[i]))
+        kept = space.pinned | keep[space.channels]
+        if not kept.all():
+            selections.append(Selection(space.name, np.flatnonzero(kept)))
+            gone[space.channels[~kept]] = True
+    updates = [finder.update(i, merged, gone) for i, use in enumerate(view.linear) if gone[use.columns].any()]
     return Plan("lossless", tuple(selections), tuple(updates), {s.space: 0.0 for s in selections})
 
 
-def _reader_values(network: Network, view: ChannelView, numbering: Numbering, index: int) -> Values:
-    use = view.linear[index]
-    name = network.nodes[use.activation.node].inputs[use.activation.position]
-    return numbering.of(name, use.act_axis, len(use.columns))
+class _Finder:
+    """The readers of one network, and what value numbering says about what they read.
 
-
-def _positions(space: ChannelSpace, view: ChannelView) -> list[tuple[int, Mapping[int, list[int]]]]:
-    """Per reader of a space, the columns that each channel owns."""
-    found = []
-    for i in space.readers:
-        owned: dict[int, list[int]] = {}
-        for position, label in enumerate(view.linear[i].columns.tolist()):
-            owned.setdefault(label, []).append(position)
-        found.append((i, owned))
-    return found
-
-
-def _representatives(space: ChannelSpace, view: ChannelView, readers: list[Values]) -> dict[int, int]:
-    """Which channel stands for which [label -> label]; a constant channel is stood for by PINNED (a bias)."""
-    positions = _positions(space, view)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    free = [c for c, pinned in zip(space.channels.tolist(), space.pinned.tolist(), strict=True) if not pinned]
-    for channel in free:
-        key = tuple(int(readers[i].classes[p]) for i, owned in positions for p in owned.get(channel, ()))
-        groups.setdefault(key, []).append(channel)
-    result: dict[int, int] = {}
-    for key, members in groups.items():
-        if not key:
-            # Read by nobody: liveness decides.
-            result.update({m: m for m in members})
-        elif all(k == CONSTANT for k in key):
-            result.update(dict.fromkeys(members, PINNED))
-        else:
-            result.update(_stand_ins(members, positions, view, readers))
-    return result
-
-
-def _stand_ins(
-    members: list[int],
-    positions: list[tuple[int, Mapping[int, list[int]]]],
-    view: ChannelView,
-    readers: list[Values],
-) -> dict[int, int]:
-    """The member of largest scale stands for the others, so that merging never magnifies its rounding."""
-
-    def scales(channel: int) -> FloatArray:
-        return np.concatenate([readers[i].scale[owned[channel]] for i, owned in positions if channel in owned])
-
-    best = max(members, key=lambda m: (float(np.abs(scales(m)).max()), -m))
-    result = {}
-    for member in members:
-        same = _agree_where_shared(scales(member), scales(best), positions, view, member)
-        result[member] = best if same else member
-    return result
-
-
-def _agree_where_shared(
-    mine: FloatArray,
-    best: FloatArray,
-    positions: list[tuple[int, Mapping[int, list[int]]]],
-    view: ChannelView,
-    member: int,
-) -> bool:
-    """Uses of one stored weight must all merge with the same ratio, or the weight could not stay shared."""
-    group = {u: g for g, uses in enumerate(view.shared) for u in uses}
-    ratios: dict[int, float] = {}
-    cursor = 0
-    for i, owned in positions:
-        for _ in owned.get(member, ()):
-            ratio = mine[cursor] / best[cursor] if best[cursor] else 1.0
-            known = ratios.setdefault(group.get(i, -1 - i), ratio)
-            if i in group and abs(known - ratio) > ROUNDINGS * np.finfo(np.float32).eps * abs(known):
-                return False
-            cursor += 1
-    return True
-
-
-def _merge(
-    network: Network,
-    view: ChannelView,
-    index: int,
-    values: Values,
-    stands_for: Mapping[int, int],
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Columns [O, K] and offset [O] of a reader once stand-ins have taken over, and the rounding level [O, K]."""
-    use = view.linear[index]
-    weight = stored_weight(network, use)
-    assert weight is not None
-    original = weight.copy()
-    offset = np.zeros(len(weight))
-    size = np.abs(original)
-    eps = ROUNDINGS * type_eps(network, use)
-    noise = np.zeros_like(weight)
-    home = _first_positions(use.columns)
-    for position, label in enumerate(use.columns.tolist()):
-        target = stands_for.get(label, label)
-        if label == PINNED or target == label:
-            continue
-        weight[:, position] = 0.0
-        if target == PINNED:
-            offset += original[:, position] * values.offset[position]
-            continue
-        at = home[target]
-        column = _column(values, position, at)
-        weight[:, at] += original[:, position] * column.ratio
-        offset += original[:, position] * column.offset
-        noise[:, at] += eps * (size[:, position] * abs(column.ratio) + size[:, at])
-    return weight, use.gain * offset, noise
-
-
-def _first_positions(columns: IntArray) -> dict[int, int]:
-    labels, first = np.unique(columns, return_index=True)
-    return dict(zip(labels.tolist(), first.tolist(), strict=True))
-
-
-def _column(values: Values, position: int, at: int) -> _Column:
-    if values.classes[position] == CONSTANT:
-        return _Column(0.0, float(values.offset[position]))
-    ratio = float(values.scale[position] / values.scale[at])
-    return _Column(ratio, float(values.offset[position] - ratio * values.offset[at]))
-
-
-def _live(
-    view: ChannelView,
-    columns: list[tuple[FloatArray, FloatArray, FloatArray]],
-    stands_for: Mapping[int, int],
-) -> set[int]:
-    """Channels that stand for themselves and reach something that can't go through nonzero weights."""
-    live: set[int] = set()
-    grew = True
-    while grew:
-        grew = False
-        for use, (weight, _, noise) in zip(reversed(view.linear), reversed(columns), strict=True):
-            # A row that is merged away or constant is not computed any more, so it wants nothing.
-            needed = [r == PINNED or (r in live and stands_for.get(r, r) == r) for r in use.rows.tolist()]
-            wanted = np.array(needed or [True] * len(weight))
-            seen = (np.abs(weight[wanted]) > noise[wanted]).any(axis=0)
-            new = {int(c) for c in np.unique(use.columns[seen])} - live - {PINNED}
-            if new:
-                live |= new
-                grew = True
-    return live
-
-
-def _with_survivors(view: ChannelView, stands_for: Mapping[int, int], live: set[int]) -> set[int]:
-    """Live channels, and one of every space that would otherwise vanish."""
-    keep = {c for c in live if stands_for.get(c, c) == c}
-    for space in view.spaces:
-        channels = space.channels.tolist()
-        if not space.pinned.any() and keep.isdisjoint(channels):
-            keep.add(next((c for c in channels if stands_for.get(c, c) == c), channels[0]))
-    return keep
-
-
-def _update(
-    network: Network,
-    view: ChannelView,
-    index: int,
-    weight: FloatArray,
-    offset: FloatArray,
-    gone: frozenset[int],
-    values: Values,
-) -> ReaderUpdate:
-    """The merged columns, with those of channels that go at zero.
-
-    A constant channel that has to stay (its space would vanish) keeps its column; its share leaves the offset.
+    Arrays indexed by label have one entry per label of the view; `stands_for[c]` is the channel that takes over
+    for c, c itself, or PINNED where c is constant and a bias takes over.
     """
-    use = view.linear[index]
-    original = stored_weight(network, use)
-    assert original is not None
-    weight, offset = weight.copy(), offset.copy()
-    for position, label in enumerate(use.columns.tolist()):
-        if label in gone:
-            weight[:, position] = 0.0
-        elif label != PINNED and values.classes[position] == CONSTANT and not weight[:, position].any():
-            weight[:, position] = original[:, position]
-            offset -= use.gain * original[:, position] * values.offset[position]
-    return ReaderUpdate(index, weight, offset)
+
+    def __init__(self, network: Network, view: ChannelView) -> None:
+        self._network, self._view = network, view
+        numbering = Numbering(network, view)
+        self._values = [numbering.of(self._read_by(i), u.act_axis, len(u.columns)) for i, u in enumerate(view.linear)]
+        self._columns = [_positions(use.columns) for use in view.linear]
+        self._first = {u: uses[0] for uses in view.shared for u in uses}
+        top = [s.channels.max(initial=0) for s in view.spaces] + [u.columns.max(initial=0) for u in view.linear]
+        self._labels = int(max(top, default=0)) + 1
+
+    def _read_by(self, index: int) -> str:
+        use = self._view.linear[index]
+        return self._network.nodes[use.activation.node].inputs[use.activation.position]
+
+    def _weight(self, index: int) -> FloatArray:
+        weight = stored_weight(self._network, self._view.linear[index])
+        assert weight is not None
+        return weight
+
+    # ---- who stands for whom ----
+
+    def stands_for(self) -> IntArray:
+        """Which channel stands for which [label]."""
+        result = np.arange(self._labels)
+        for space in self._view.spaces:
+            groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+            for channel in space.channels[~space.pinned].tolist():
+                groups.setdefault(self._seen_as(space, channel), []).append(channel)
+            for key, members in groups.items():
+                if key and all(kind == CONSTANT for _, kind in key):
+                    result[members] = PINNED
+                elif key and len(members) > 1:
+                    self._choose_stand_in(space, members, result)
+        return result
+
+    def _seen_as(self, space: ChannelSpace, channel: int) -> tuple[tuple[int, int], ...]:
+        """Reader and class, for every column that the channel owns."""
+        return tuple(
+            (i, int(self._values[i].classes[p])) for i in space.readers for p in self._columns[i].get(channel, ())
+        )
+
+    def _choose_stand_in(self, space: ChannelSpace, members: Sequence[int], result: IntArray) -> None:
+        """The member of largest scale stands for the others, so that merging does not magnify its rounding."""
+        scales = {m: self._scales(space, m) for m in members}
+        best = max(members, key=lambda m: (float(np.abs(scales[m]).max()), -m))
+        for member in members:
+            if member != best and self._agrees(space, member, best):
+                result[member] = best
+
+    def _scales(self, space: ChannelSpace, channel: int) -> FloatArray:
+        return np.concatenate([self._values[i].scale[self._columns[i].get(channel, [])] for i in space.readers])
+
+    def _agrees(self, space: ChannelSpace, member: int, best: int) -> bool:
+        """Uses of one stored weight must all merge with the same ratio, or the weight could not stay shared."""
+        for i in space.readers:
+            first = self._first.get(i, i)
+            if first == i:
+                continue
+            for p, at in zip(self._columns[i].get(member, ()), self._columns[i].get(best, ()), strict=True):
+                ratio, known = _ratio(self._values[i], p, at), _ratio(self._values[first], p, at)
+                slack = 4 * ROUNDINGS * type_eps(self._network, self._view.linear[i])
+                if abs(ratio - known) > slack * abs(known):
+                    return False
+        return True
+
+    def without_merges_at(self, readers: Sequence[int], stands_for: IntArray) -> IntArray:
+        """The same without the spaces that the given readers read."""
+        result = stands_for.copy()
+        for space in self._view.spaces:
+            if not set(space.readers).isdisjoint(readers):
+                result[space.channels] = space.channels
+        return result
+
+    # ---- what readers become ----
+
+    def merge(self, stands_for: IntArray) -> Mapping[int, _Merged]:
+        """The readers that change."""
+        touched = stands_for != np.arange(len(stands_for))
+        return {i: self._merge(i, stands_for) for i, u in enumerate(self._view.linear) if touched[u.columns].any()}
+
+    def _merge(self, index: int, stands_for: IntArray) -> _Merged:
+        use, values, columns = self._view.linear[index], self._values[index], self._columns[index]
+        original = self._weight(index)
+        weight, offset, noise = original.copy(), np.zeros(len(original)), np.zeros_like(original)
+        eps = ROUNDINGS * type_eps(self._network, use)
+        lead = self._values[self._first.get(index, index)]
+        for label, mine in columns.items():
+            target = int(stands_for[label])
+            if target == label:
+                continue
+            weight[:, mine] = 0.0
+            if target == PINNED:
+                offset += original[:, mine] @ values.offset[mine]
+                continue
+            for p, at in zip(mine, columns[target], strict=True):
+                ratio = _ratio(lead, p, at)
+                weight[:, at] += original[:, p] * ratio
+                offset += original[:, p] * (values.offset[p] - ratio * values.offset[at])
+                noise[:, at] += eps * (np.abs(original[:, p] * ratio) + np.abs(original[:, at]))
+        return _Merged(weight, offset, noise)
+
+    def overflowing(self, merged: Mapping[int, _Merged]) -> list[int]:
+        """Readers whose new numbers their type can't hold."""
+        found = []
+        for i, reader in merged.items():
+            operand = self._view.linear[i].weight
+            stored = self._network.constant(self._network.nodes[operand.node].inputs[operand.position])
+            assert stored is not None
+            with np.errstate(over="ignore"):
+                numbers = [np.isfinite(a.astype(stored.dtype)).all() for a in (reader.weight, reader.offset)]
+            if not all(numbers):
+                found.append(i)
+        return found
+
+    def live(self, merged: Mapping[int, _Merged], stands_for: IntArray) -> BoolArray:
+        """Channels [label] that reach something that can't go, through nonzero weights."""
+        own = stands_for == np.arange(len(stands_for))
+        live = np.zeros(len(stands_for), np.bool_)
+        live[PINNED] = True
+        grew = True
+        while grew:
+            grew = False
+            for i, use in reversed(tuple(enumerate(self._view.linear))):
+                # A row that is merged away or constant is not computed any more, so it wants nothing.
+                wanted = live[use.rows] & own[use.rows] if use.rows.size else np.ones(1, np.bool_)
+                if live[use.columns].all() or not wanted.any():
+                    continue
+                seen = use.columns[self._weighs(i, merged, wanted)]
+                grew = grew or not live[seen].all()
+                live[seen] = True
+        result: BoolArray = live & own
+        return result
+
+    def _weighs(self, index: int, merged: Mapping[int, _Merged], rows: BoolArray) -> BoolArray:
+        """Columns [K] that the given rows have a weight for."""
+        if index not in merged:
+            return np.asarray((self._weight(index)[rows] != 0).any(axis=0))
+        reader = merged[index]
+        return np.asarray((np.abs(reader.weight[rows]) > reader.noise[rows]).any(axis=0))
+
+    def update(self, index: int, merged: Mapping[int, _Merged], gone: BoolArray) -> ReaderUpdate:
+        """The columns of a reader, with those of channels that go at zero."""
+        use = self._view.linear[index]
+        weight = self._weight(index).copy() if index not in merged else merged[index].weight
+        offset = np.zeros(len(weight)) if index not in merged else merged[index].offset
+        weight[:, gone[use.columns]] = 0.0
+        return ReaderUpdate(index, weight, use.gain * offset)
+
+
+def _positions(columns: IntArray) -> dict[int, list[int]]:
+    """The columns that each channel owns, in order."""
+    owned: dict[int, list[int]] = {}
+    for position, label in enumerate(columns.tolist()):
+        if label != PINNED:
+            owned.setdefault(label, []).append(position)
+    return owned
+
+
+def _ratio(values: Values, position: int, at: int) -> float:
+    """What the stand-in is multiplied by; any number would do for two constants."""
+    return 1.0 if values.classes[at] == CONSTANT else float(values.scale[position] / values.scale[at])
+
+
+def _with_survivors(view: ChannelView, stands_for: IntArray, live: BoolArray) -> BoolArray:
+    """Live channels, and one of every space that would otherwise vanish."""
+    keep = live.copy()
+    own = stands_for == np.arange(len(stands_for))
+    for space in view.spaces:
+        if not space.pinned.any() and not keep[space.channels].any():
+            keep[space.channels[own[space.channels].argmax()]] = True
+    return keep

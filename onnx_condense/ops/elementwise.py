@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, never, register
 from onnx_condense.plan import PINNED, ConstantUse, IntArray, Operand
 from onnx_condense.shapes import Shape
 
@@ -19,18 +19,23 @@ OUTER = "combined with other channels by broadcasting"
 def trace(call: Call) -> Effect:
     """Labels of an element-wise result; pins what can't be aligned."""
     present = [(i, v) for i, v in enumerate(call.operands) if v is not None]
-    active = [(i, v) for i, v in present if v.constant is None]
-    if not active or call.result_shape is None or any(v.labels is None for _, v in active):
-        return Effect(None, pins=tuple((v.labels, UNKNOWN_SIZE) for _, v in active if v.labels is not None))
-    rank = len(call.result_shape)
-    aligned = [(_aligned(v.labels, rank), _padded(v.shape, rank)) for _, v in active if v.labels is not None]
-    output, ties, pins = _join(aligned)
+    active = [(v.labels, v.shape) for _, v in present if v.constant is None and v.labels is not None]
+    fixed = [v.constant.ndim for _, v in present if v.constant is not None]
+    rank = max([*fixed, *(labels.ndim for labels, _ in active)], default=0)
+    # Declared shapes may be wrong: believe no rank that can't be.
+    if not active or call.result_shape is None or len(call.result_shape) != rank:
+        return Effect(None, pins=tuple((labels, UNKNOWN_SIZE) for labels, _ in active))
+    operands = [(_aligned(labels, rank), _sizes(labels, shape, rank)) for labels, shape in active]
+    output, ties, pins = _join(operands)
     constants = []
     for i, value in present:
-        if value.constant is not None:
-            labels = _carried(value.constant.shape, output)
-            if (labels != PINNED).any():
-                constants.append(ConstantUse(Operand(call.index, i), labels))
+        if value.constant is None:
+            continue
+        labels = carried(value.constant.shape, output)
+        if labels is None:
+            pins.append((output, OUTER))
+        elif (labels != PINNED).any():
+            constants.append(ConstantUse(Operand(call.index, i), labels))
     return Effect(output, ties=tuple(ties), constants=tuple(constants), pins=tuple(pins))
 
 
@@ -38,9 +43,11 @@ def _aligned(labels: IntArray, rank: int) -> IntArray:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
-def _padded(shape: Shape | None, rank: int) -> Shape:
-    shape = shape or ()
-    return (1,) * (rank - len(shape)) + tuple(shape)
+def _sizes(labels: IntArray, shape: Shape | None, rank: int) -> Shape:
+    """Sizes of an operand's axes, aligned; labels know some that shape inference does not."""
+    known = shape or (None,) * labels.ndim
+    sizes = tuple(n if n > 1 else size for n, size in zip(labels.shape, known, strict=True))
+    return (1,) * (rank - labels.ndim) + sizes
 
 
 def _join(
@@ -56,7 +63,7 @@ def _join(
         if alone_a is None or alone_b is None:
             pins += [(result, UNKNOWN_SIZE), (labels, UNKNOWN_SIZE)]
             result = np.zeros((1,) * result.ndim, np.int64)
-        elif alone_a and alone_b:
+        elif (alone_a and labels.size > 1) or (alone_b and result.size > 1):
             pins += [(result, OUTER), (labels, OUTER)]
             result = np.zeros((1,) * result.ndim, np.int64)
         elif alone_b:
@@ -81,17 +88,19 @@ def _wider(a: int | str | None, b: int | str | None) -> int | str | None:
     return b if a == 1 else a
 
 
-def _carried(shape: tuple[int, ...], output: IntArray) -> IntArray:
-    """Labels of a constant operand: the result's along the axes on which the constant varies."""
-    if len(shape) > output.ndim:
+def carried(shape: tuple[int, ...], output: IntArray) -> IntArray | None:
+    """Labels of a constant operand: the result's along the axes on which the constant varies; None if it misfits.
+
+    Where the constant has size 1 its single value serves all channels: it carries none of them.
+    """
+    extra = output.ndim - len(shape)
+    if extra < 0 or any(n not in (1, t) and t > 1 for n, t in zip(shape, output.shape[extra:], strict=True)):
+        return None
+    if not any(n > 1 and t > 1 for n, t in zip(shape, output.shape[extra:], strict=True)):
         return np.zeros((1,) * len(shape), np.int64)
-    tail = output.shape[output.ndim - len(shape) :]
-    index = [0] * (output.ndim - len(shape)) + [slice(None) if n > 1 else slice(0, 1) for n in shape]
-    assert all(n in (1, t) or t == 1 for n, t in zip(shape, tail, strict=True))
+    index = [slice(0, 1)] * extra + [slice(None) if n > 1 else slice(0, 1) for n in shape]
     labels: IntArray = output[tuple(index)]
-    # Where the constant has size 1 its single value serves all channels: it carries none of them.
-    varies = any(t > 1 and n > 1 for n, t in zip(shape, tail, strict=True))
-    return labels if varies else np.zeros((1,) * len(shape), np.int64)
+    return labels.reshape(labels.shape[extra:])
 
 
 def _is_training(call: Call) -> str:
@@ -102,15 +111,16 @@ def _is_training(call: Call) -> str:
     return "draws random numbers (Dropout in training mode)"
 
 
-_ANY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not PRelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
-    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul "
-    "Or Pow Sub Sum Where Xor Identity Dropout"
-).split()
+_OPS = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not PRelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul
+Or Pow Sub Sum Where Xor Identity Dropout
+"""
 
 _LAWS = {
+    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Shrink", "Sign", "ThresholdedRelu"), Law.STEP),
     "Identity": Law.IDENTITY,
     "Dropout": Law.IDENTITY,
     "Neg": Law.NEGATE,
@@ -127,8 +137,10 @@ _CENTRES = {"Sigmoid": 0.5}
 _GUARDS = {"Dropout": _is_training}
 
 # Before opset 7 binary ops broadcast by an `axis` attribute, in another way.
-_SINCE = {name: 7 for name in "Add And Div Equal Greater Less Mul Or Pow PRelu Sub Xor".split()}
-_SINCE |= dict.fromkeys("Max Mean Min Sum".split(), 8)
+_SINCE = dict.fromkeys(["Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "PRelu", "Sub", "Xor"], 7)
+_SINCE |= dict.fromkeys(["Max", "Mean", "Min", "Sum"], 8)
+# Before that Dropout trains unless an attribute says otherwise.
+_SINCE["Dropout"] = 7
 
 register(
     *(
@@ -138,9 +150,9 @@ register(
             since=_SINCE.get(op, 1),
             law=_LAWS.get(op, Law.ANY),
             centre=_CENTRES.get(op, 0.0),
-            **({"guard": _GUARDS[op]} if op in _GUARDS else {}),
+            guard=_GUARDS.get(op, never),
         )
-        for op in _ANY
+        for op in _OPS.split()
     ),
     *(OpRule(op, trace, domain="com.microsoft") for op in ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")),
 )

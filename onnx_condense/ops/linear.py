@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from onnx_condense.ops.registry import Call, Effect, OpRule, Value, register
+from onnx_condense.ops.elementwise import carried
+from onnx_condense.ops.registry import Call, Effect, OpRule, Value, pinned_like, register
 from onnx_condense.plan import PINNED, ConstantUse, IntArray, LinearUse, Operand
 
 COMPUTED_WEIGHT = "computed weight"
 NOT_CONTRACTED = "channels on an axis that the op does not contract"
 BATCHED_WEIGHT = "weight with batch dimensions"
 INTEGER_WEIGHT = "integer weight"
+EMPTY_WEIGHT = "weight without elements"
+NOT_FINITE = "weight with infinite or undefined elements"
+ADDEND = "added to another tensor inside Gemm"
+UNKNOWN_RANK = "shape not known"
 
 
 def trace_matmul(call: Call) -> Effect:
     """Y = A @ B with a constant of rank 1 or 2 on one side."""
     left, right = call.operands[0], call.operands[1]
-    assert left is not None
-    assert right is not None
+    if left is None or right is None:
+        return _computed(call)
     if right.constant is not None and left.constant is None:
         return _linear(call, weight=1, act=0, in_axis=-2, out_axis=-1, act_axis=-1, result_axis=-1)
     if left.constant is not None and right.constant is None:
@@ -28,8 +35,8 @@ def trace_matmul(call: Call) -> Effect:
 def trace_gemm(call: Call) -> Effect:
     """Y = alpha A' B' + beta C with A or B constant; C may be constant or another tensor."""
     a, b = call.operands[0], call.operands[1]
-    assert a is not None
-    assert b is not None
+    if a is None or b is None:
+        return _computed(call)
     trans_a, trans_b = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
     gain = float(call.attributes.get("alpha", 1.0))
     if b.constant is not None and a.constant is None:
@@ -48,25 +55,15 @@ def _with_addend(call: Call, effect: Effect) -> Effect:
     addend = call.operands[2] if len(call.operands) > 2 else None
     if addend is None or effect.output is None:
         return effect
-    rank = 2
     if addend.constant is not None:
-        shape = addend.constant.shape
-        index = tuple(slice(None) if n > 1 else slice(0, 1) for n in (1,) * (rank - len(shape)) + shape)
-        labels = effect.output[index].reshape([-1 if n > 1 else 1 for n in shape]) if _varies(shape, effect) else None
-        use = () if labels is None else (ConstantUse(Operand(call.index, 2), labels),)
-        return Effect(effect.output, linear=effect.linear, constants=use, pins=effect.pins)
+        labels = carried(addend.constant.shape, effect.output)
+        if labels is None:
+            return dataclasses.replace(effect, pins=(*effect.pins, (effect.output, ADDEND)))
+        use = (ConstantUse(Operand(call.index, 2), labels),) if (labels != PINNED).any() else ()
+        return dataclasses.replace(effect, constants=use)
     # A computed addend would have to broadcast exactly like the rows: leave both alone.
-    pins = [(effect.output, "added to another tensor inside Gemm")]
-    if addend.labels is not None:
-        pins.append((addend.labels, "added to another tensor inside Gemm"))
-    return Effect(effect.output, linear=effect.linear, pins=(*effect.pins, *pins))
-
-
-def _varies(shape: tuple[int, ...], effect: Effect) -> bool:
-    """Whether a constant C of this shape varies along the axis that carries the rows' channels."""
-    assert effect.output is not None
-    aligned = (1,) * (2 - len(shape)) + shape
-    return any(n > 1 and t > 1 for n, t in zip(aligned, effect.output.shape, strict=True))
+    pins = tuple((labels, ADDEND) for labels in (effect.output, addend.labels) if labels is not None)
+    return dataclasses.replace(effect, pins=(*effect.pins, *pins))
 
 
 def _computed(call: Call) -> Effect:
@@ -75,7 +72,7 @@ def _computed(call: Call) -> Effect:
     return Effect(None, pins=tuple((v.labels, COMPUTED_WEIGHT) for v in values if v.labels is not None))
 
 
-def _linear(  # noqa: PLR0913 - the six numbers are the layout of one product
+def _linear(
     call: Call,
     *,
     weight: int,
@@ -93,17 +90,18 @@ def _linear(  # noqa: PLR0913 - the six numbers are the layout of one product
     assert x is not None
     if x.labels is None:
         return Effect(None)
-    reason = _unsupported(w)
-    if reason:
-        return Effect(_pinned_output(call), pins=((x.labels, reason),))
     vector = w.constant.ndim == 1
+    output = pinned_like(call.result_shape)
+    reason = _unsupported(w)
+    # Declared shapes may be wrong: believe no rank that can't be.
+    if reason or output is None or not x.labels.ndim or output.ndim != x.labels.ndim - vector:
+        return Effect(None, pins=((x.labels, reason or UNKNOWN_RANK),))
     size = w.constant.shape[0 if vector else in_axis]
     act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
     columns, pins = _columns(x.labels, act_axis, size)
     rows = np.empty(0, np.int64) if vector else call.fresh(w.constant.shape[out_axis])
-    output = _pinned_output(call)
     at = None
-    if output is not None and not vector:
+    if not vector:
         # A vector activation has no batch axis: the result's only axis carries the rows.
         at = result_axis % output.ndim if x.labels.ndim > 1 else output.ndim - 1
         output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
@@ -122,10 +120,16 @@ def _linear(  # noqa: PLR0913 - the six numbers are the layout of one product
 
 
 def _unsupported(weight: Value) -> str:
-    assert weight.constant is not None
-    if weight.constant.ndim not in (1, 2):
+    """Why a constant can't be rewritten as a weight, or ""."""
+    value = weight.constant
+    assert value is not None
+    if value.ndim not in (1, 2):
         return BATCHED_WEIGHT
-    return "" if weight.constant.dtype.kind not in "iub" else INTEGER_WEIGHT
+    if value.dtype.kind != "f" and "float" not in value.dtype.name:
+        return INTEGER_WEIGHT
+    if not value.size:
+        return EMPTY_WEIGHT
+    return "" if np.isfinite(value).all() else NOT_FINITE
 
 
 def _columns(labels: IntArray, axis: int, size: int) -> tuple[IntArray, tuple[tuple[IntArray, str], ...]]:
@@ -140,10 +144,6 @@ def _columns(labels: IntArray, axis: int, size: int) -> tuple[IntArray, tuple[tu
 def _pin_spread(labels: IntArray, size: int) -> tuple[tuple[IntArray, str], ...]:
     """A single label over a longer axis is one channel that owns all of it: it can only stay."""
     return ((labels, NOT_CONTRACTED),) if labels.size == 1 and size > 1 else ()
-
-
-def _pinned_output(call: Call) -> IntArray | None:
-    return None if call.result_shape is None else np.zeros((1,) * len(call.result_shape), np.int64)
 
 
 register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7))

@@ -21,7 +21,8 @@ from onnx_condense.shapes import Shape
 class Law(enum.Enum):
     """What is known of an element-wise op f beyond being a function; what the lossless proofs may use."""
 
-    ANY = "any function: equal arguments give equal results"
+    ANY = "a continuous function: equal arguments give equal results"
+    STEP = "jumps: arguments equal up to rounding may give other results"
     IDENTITY = "f(a) = a"
     NEGATE = "f(a) = -a"
     HOMOGENEOUS = "f(r a) = r f(a) for r > 0"
@@ -79,6 +80,11 @@ class Effect:
 Trace = Callable[[Call], Effect]
 
 
+def never(_: Call) -> str:
+    """The guard that lets every node pass."""
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class OpRule:
     """Everything the package knows of one op kind, for opsets since <= version <= until.
@@ -94,7 +100,7 @@ class OpRule:
     until: int = 2**31
     law: Law = Law.ANY
     centre: float = 0.0
-    guard: Callable[[Call], str] = lambda _: ""
+    guard: Callable[[Call], str] = never
 
 
 _RULES: dict[tuple[str, str], list[OpRule]] = {}

@@ -1,0 +1,129 @@
+"""What came out: a network on its way out, and the report about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.goal import Goal
+from onnx_condense.metrics import Measurement
+from onnx_condense.model import Network, external_files, serialized
+from onnx_condense.plan import ChannelView, Plan
+from onnx_condense.report.data import Change, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A condensed network with what made it.
+
+    plans: in the order they were applied.
+    measured: its error on the samples that judge it.
+    back_offs: how often verification asked for a wider one.
+    names: the dense network's name of each space whose name an earlier plan changed.
+    """
+
+    model: onnx.ModelProto
+    plans: tuple[Plan, ...]
+    measured: Measurement
+    back_offs: int = 0
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """As `cost.count_parameters`."""
+        return count_parameters(self.model)
+
+
+def condensed_report(
+    network: Network,
+    view: ChannelView,
+    goal: Goal,
+    candidate: Candidate,
+    *,
+    samples: int,
+    latency: Sequence[Latency],
+) -> Report:
+    """The report on a candidate that goes out; samples: how many judged it."""
+    measured = candidate.measured
+    dense, size = _dense(network), file_size(network)
+    return Report(
+        status="condensed",
+        dry_run=False,
+        parameters=Change(dense.parameters, candidate.parameters),
+        macs=Change(dense.macs, count_macs(candidate.model)),
+        bytes=Change(size, len(serialized(candidate.model))),
+        error=ErrorSummary(
+            "relative", measured.value, goal.tolerance, samples, candidate.back_offs, measured.summary()
+        ),
+        latency=tuple(latency),
+        spaces=_space_rows(network, view, candidate),
+        refusals=_refusal_rows(view),
+    )
+
+
+def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Report:
+    """The report where the dense network stays."""
+    dense, size = _dense(network), file_size(network)
+    return Report(
+        status="unchanged",
+        dry_run=False,
+        reason=reason,
+        parameters=Change(dense.parameters, dense.parameters),
+        macs=Change(dense.macs, dense.macs),
+        bytes=Change(size, size),
+        spaces=_space_rows(network, view, None),
+        refusals=_refusal_rows(view),
+    )
+
+
+def why_unchanged(view: ChannelView, goal: Goal) -> Reason:
+    """Why no narrower network was found."""
+    if not any(s.reducible for s in view.spaces):
+        return Reason("nothing-free", "no hidden layer can be narrowed: every channel is pinned (see refusals)")
+    if goal.lossless:
+        return Reason("nothing-redundant", "the weights alone prove no channel redundant")
+    if goal.tolerance is None:
+        return Reason("nothing-smaller", "no narrower network has fewer parameters")
+    return Reason("tolerance", f"no channel can go within tolerance {goal.tolerance}")
+
+
+def file_size(network: Network) -> int:
+    """Bytes on disk, external weights included; those of the proto where there is no file."""
+    if network.path is None:
+        return network.proto.ByteSize()
+    files = (network.path, *(network.path.parent / name for name in external_files(network.proto)))
+    return sum(file.stat().st_size for file in files)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    parameters: int
+    macs: int
+
+
+def _dense(network: Network) -> _Counts:
+    return _Counts(count_parameters(network.proto), count_macs(network.proto))
+
+
+def _space_rows(network: Network, view: ChannelView, candidate: Candidate | None) -> tuple[SpaceRow, ...]:
+    after: dict[str, tuple[int, float]] = {}
+    for plan in candidate.plans if candidate else ():
+        for selection in plan.selections:
+            name = candidate.names.get(selection.space, selection.space) if candidate else selection.space
+            after[name] = len(selection.keep), plan.errors.get(selection.space, 0.0)
+
+    def places(uses: Sequence[int]) -> tuple[str, ...]:
+        nodes = [network.nodes[view.linear[i].weight.node] for i in uses]
+        return tuple(node.name or node.outputs[0] for node in nodes)
+
+    return tuple(
+        SpaceRow(s.name, places(s.writers), places(s.readers), s.width, *after.get(s.name, (s.width, 0.0)))
+        for s in view.spaces
+    )
+
+
+def _refusal_rows(view: ChannelView) -> tuple[RefusalRow, ...]:
+    return tuple(RefusalRow(r.space, r.node, r.reason) for r in view.refusals)

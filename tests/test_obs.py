@@ -1,0 +1,146 @@
+"""Backward elimination against brute force least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from onnx_condense.plan import FloatArray, IntArray
+from onnx_condense.select.obs import ReaderCost, eliminate
+
+RIDGE = 1e-9
+
+
+def covariance(channels: int, seed: int = 0) -> FloatArray:
+    """Correlated features."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((400, channels)) @ rng.standard_normal((channels, channels))
+    return np.asarray(np.cov(x.T, bias=True))
+
+
+def reader(outputs: int, channels: int, seed: int = 0) -> ReaderCost:
+    weight = np.random.default_rng(seed + 100).standard_normal((outputs, channels))
+    return ReaderCost(weight, covariance(channels, seed), np.arange(channels))
+
+
+def residual(reader: ReaderCost, gone: IntArray) -> float:
+    """Relative squared error of a reader once the columns of some channels are refitted away, by its definition."""
+    C, W = reader.covariance, reader.weight
+    lost = reader.position[gone]
+    lost = lost[lost >= 0]
+    keep = np.setdiff1d(np.arange(len(C)), lost)
+    # Residual variance of what went, given what stays (Schur complement).
+    left = C[np.ix_(lost, lost)] - C[np.ix_(lost, keep)] @ np.linalg.solve(C[np.ix_(keep, keep)], C[np.ix_(keep, lost)])
+    return float(np.trace(W[:, lost] @ left @ W[:, lost].T) / np.trace(W @ C @ W.T))
+
+
+def averaged(readers: Sequence[ReaderCost], gone: IntArray) -> float:
+    return sum(residual(r, gone) for r in readers) / len(readers)
+
+
+def blind(reader: ReaderCost, hidden: Sequence[int]) -> ReaderCost:
+    """A reader that does not see some channels."""
+    seen = [c for c in range(len(reader.position)) if c not in hidden]
+    position = np.full(len(reader.position), -1)
+    position[seen] = np.arange(len(seen))
+    return ReaderCost(reader.weight[:, seen], reader.covariance[np.ix_(seen, seen)], position)
+
+
+def shuffled(reader: ReaderCost, seed: int = 0) -> ReaderCost:
+    """The same reader with its columns in another order than the channels."""
+    order = np.random.default_rng(seed).permutation(len(reader.position))
+    position = np.argsort(order)
+    return ReaderCost(reader.weight[:, order], reader.covariance[np.ix_(order, order)], position)
+
+
+READERS = {
+    "one": [reader(3, 9)],
+    "one output": [reader(1, 9)],
+    "columns in another order": [shuffled(reader(3, 9))],
+    "several": [reader(3, 9), reader(5, 9, 1), shuffled(reader(2, 9, 2))],
+    "some do not see all": [reader(3, 9), blind(reader(4, 9, 1), [0, 3, 4]), blind(reader(2, 9, 2), [8])],
+}
+
+
+@pytest.mark.parametrize("readers", READERS.values(), ids=READERS.keys())
+def test_costs_are_the_exact_least_squares_errors(readers: Sequence[ReaderCost]) -> None:
+    found = eliminate(readers, np.arange(9), RIDGE)
+    assert len(found.order) == 8
+    assert len(set(found.order.tolist())) == 8
+    assert found.cost[0] == 0.0
+    for removed in range(1, 9):
+        assert found.cost[removed] == pytest.approx(averaged(readers, found.order[:removed]), rel=1e-4)
+
+
+@pytest.mark.parametrize("readers", READERS.values(), ids=READERS.keys())
+def test_every_step_is_the_best_by_brute_force(readers: Sequence[ReaderCost]) -> None:
+    order = eliminate(readers, np.arange(9), RIDGE).order.tolist()
+    for step in range(8):
+        left = [c for c in range(9) if c not in order[:step]]
+        best = min(left, key=lambda c: averaged(readers, np.array([*order[:step], c])))
+        assert order[step] == best
+
+
+def test_blocks_stay_exact_and_close_to_the_best() -> None:
+    # 120 channels: several go at once, chosen among the cheapest.
+    readers = [reader(4, 120), shuffled(reader(4, 120, 1))]
+    found = eliminate(readers, np.arange(120), RIDGE)
+    for removed in (1, 2, 3, 30, 60, 100, 119):
+        assert found.cost[removed] == pytest.approx(averaged(readers, found.order[:removed]), rel=1e-3, abs=1e-9)
+    # ||W_p||^2 / G_pp is the exact cost of going first.
+    first = np.zeros(120)
+    for r in readers:
+        own = np.square(r.weight).sum(0) / np.linalg.inv(r.covariance).diagonal()
+        first += (own / np.trace(r.weight @ r.covariance @ r.weight.T))[r.position]
+    assert found.order[0] == first.argmin()
+
+
+def test_channels_that_may_not_go_never_do() -> None:
+    removable = np.array([1, 4, 5, 7])
+    found = eliminate(READERS["several"], removable, RIDGE)
+    assert set(found.order.tolist()) < set(removable.tolist())
+    assert len(found.order) == 3
+    assert found.cost[3] == pytest.approx(averaged(READERS["several"], found.order), rel=1e-4)
+
+
+def test_copies_and_constants_cost_nothing_and_go_first() -> None:
+    C = covariance(6)
+    wide = np.zeros((8, 8))
+    source = [0, 1, 2, 3, 4, 5, 2]
+    wide[:7, :7] = C[np.ix_(source, source)]  # 6 is a copy of 2; 7 is constant
+    weight = np.random.default_rng(5).standard_normal((3, 8))
+    found = eliminate([ReaderCost(weight, wide, np.arange(8))], np.arange(8), 1e-7)
+    assert 7 in found.order[:2]
+    assert {2, 6} & set(found.order[:2].tolist())
+    assert found.cost[2] < 1e-5 < found.cost[3]
+
+
+def test_costs_never_fall_and_end_near_all_that_varies() -> None:
+    cost = eliminate(READERS["several"], np.arange(9), RIDGE).cost
+    assert (np.diff(cost) >= 0).all()
+    assert 0.2 < cost[-1] <= 1.0
+
+
+def test_a_reader_that_reads_nothing_is_free() -> None:
+    silent = ReaderCost(np.zeros((3, 9)), covariance(9), np.arange(9))
+    assert eliminate([silent], np.arange(9), RIDGE).cost[-1] == 0.0
+    assert np.isfinite(
+        eliminate([ReaderCost(np.ones((3, 9)), np.zeros((9, 9)), np.arange(9))], np.arange(9), RIDGE).cost
+    ).all()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_channel_always_stays(count: int) -> None:
+    found = eliminate([reader(3, 9)], np.arange(count), RIDGE)
+    assert found.order.size == 0
+    assert found.cost.tolist() == [0.0]
+
+
+def test_the_inputs_are_left_as_they_are() -> None:
+    before = reader(3, 30)
+    copies = [a.copy() for a in (before.weight, before.covariance, before.position)]
+    eliminate([before], np.arange(30), RIDGE)
+    for old, new in zip(copies, (before.weight, before.covariance, before.position), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -1,0 +1,563 @@
+"""condense() from end to end, on small networks with known answers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from mlps import Array, Net, mlp, normal, plant_copies, weight_of
+from onnx import helper, numpy_helper
+
+from onnx_condense import condense, fitting, latency, pipeline
+from onnx_condense.cost import count_parameters
+from onnx_condense.errors import BudgetError, CalibrationError, DefectError, ModelError, UsageError
+from onnx_condense.metrics import Judge, Measurement
+from onnx_condense.model import serialized
+from onnx_condense.report.data import Latency
+from onnx_condense.rewrite import apply_plan
+from onnx_condense.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from onnx_condense.pipeline import Condensed
+
+X = normal(400, 3)
+
+
+class FakeTimer:
+    """Stands in for the timing: always the same speedup, unless told otherwise for single calls."""
+
+    def __init__(self) -> None:
+        self.speedups: list[float] = []
+        self.batches: list[int] = []
+
+    def compare(self, _before: Any, _after: Any, _feed: Any, runtime: Runtime, *, batch: int) -> Latency:
+        """As `latency.compare`."""
+        self.batches.append(batch)
+        speedup = self.speedups.pop(0) if self.speedups else 2.0
+        return Latency("CPUExecutionProvider", runtime.threads, batch, 1.0, 1 / speedup, speedup, (speedup, speedup))
+
+    def slower(self, *_: Any, seen: Latency) -> bool:
+        """As `latency.slower`."""
+        return seen.verdict == "slower"
+
+
+@pytest.fixture(autouse=True)
+def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
+    fake = FakeTimer()
+    monkeypatch.setattr(latency, "compare", fake.compare)
+    monkeypatch.setattr(latency, "slower", fake.slower)
+    return fake
+
+
+def run(model: Any, **options: Any) -> Condensed:
+    return condense(model, **{"threads": 1, **options})
+
+
+def outputs(model: onnx.ModelProto, feed: Mapping[str, Array]) -> list[Array]:
+    found: list[Array] = Runtime(threads=1).session(model, optimize=False).run(None, dict(feed))
+    return found
+
+
+def relative(model: onnx.ModelProto, dense: onnx.ModelProto, x: Array) -> float:
+    y, y0 = (outputs(m, {"x": x})[0].astype(np.float64) for m in (model, dense))
+    return float(np.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean(0)) ** 2).sum()))
+
+
+# ---- with calibration ----
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("tolerance", [0.02, 0.1])
+def test_the_error_on_unseen_samples_is_within_the_tolerance(op: str, tolerance: float) -> None:
+    dense = mlp(op=op)
+    found = run(dense, calibration=X, tolerance=tolerance)
+    report = found.report
+    assert report.status == "condensed"
+    assert report.error is not None
+    assert report.error.value <= tolerance == report.error.tolerance
+    assert report.error.samples == 80
+    assert report.parameters is not None
+    assert report.parameters.before == count_parameters(dense)
+    assert report.parameters.after == count_parameters(found.model) < 0.8 * report.parameters.before
+    assert relative(found.model, dense, normal(2000, 3, seed=9)) < 1.5 * tolerance
+    assert [o.name for o in found.model.graph.output] == ["y"]
+
+
+def test_a_larger_tolerance_gives_a_smaller_network() -> None:
+    sizes = [count_parameters(run(mlp(), calibration=X, tolerance=t).model) for t in (0.01, 0.05, 0.3)]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_the_default_tolerance() -> None:
+    report = run(mlp(), calibration=X).report
+    assert report.error is not None
+    assert report.error.tolerance == 0.01
+
+
+def test_the_report_says_what_became_of_every_space() -> None:
+    found = run(mlp(op="MatMul", bias=False), calibration=X, tolerance=0.1)
+    first, second, last = found.report.spaces
+    assert (first.before, second.before, last.before, last.after) == (24, 20, 2, 2)
+    assert weight_of(found.model, "W1").shape == (first.after, second.after)
+    assert weight_of(found.model, "W2").shape == (second.after, 2)
+    assert first.writers == ("/matmul_0",)
+    assert first.readers == ("/matmul_2",)
+    assert first.error > 0
+    assert [r.reason for r in found.report.refusals] == ["graph output"]
+    assert found.report.macs is not None
+    assert found.report.macs.before == 3 * 24 + 24 * 20 + 20 * 2
+    assert found.report.bytes is not None
+    assert found.report.bytes.after == len(serialized(found.model)) < found.report.bytes.before
+    assert found.report.seconds > 0
+
+
+def test_spaces_keep_their_names_where_exact_steps_add_biases() -> None:
+    # The constant unit of the first layer becomes a bias that the second MatMul did not have.
+    dense = mlp((3, 24, 20, 2), op="MatMul", bias=False, activation="Sigmoid")
+    W = weight_of(dense, "W0").copy()
+    W[:, 5] = 0
+    dense.graph.initializer[0].CopyFrom(numpy_helper.from_array(W, "W0"))
+    found = run(dense, calibration=X, tolerance=0.1)
+    assert [p.kind for p in found.plan] == ["lossless", "fitted"]
+    widths = [s.after for s in found.report.spaces]
+    assert weight_of(found.model, "W1").shape == (widths[0], widths[1])
+    assert widths[1] < 20
+    assert found.report.spaces[1].error > 0
+
+
+def test_exact_steps_come_first_and_both_are_counted() -> None:
+    dense = plant_copies(mlp(), 0, 10)
+    found = run(dense, calibration=X, tolerance=0.05)
+    assert [p.kind for p in found.plan] == ["lossless", "fitted"]
+    assert found.report.parameters is not None
+    assert found.report.parameters.before == count_parameters(dense)
+    assert found.report.spaces[0].before == 34
+    assert found.report.spaces[0].after < 24
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.35])
+def test_keep_is_met_from_below_within_a_step(keep: float) -> None:
+    dense = mlp((3, 40, 30, 2))
+    for model in (dense, mlp((3, 40, 30, 2), op="MatMul", bias=False)):
+        found = run(model, calibration=X, keep=keep)
+        share = count_parameters(found.model) / count_parameters(model)
+        assert keep - 0.06 < share <= keep
+        assert found.report.error is not None
+        assert found.report.error.tolerance is None
+        assert found.report.error.value > 0
+
+
+def test_keep_can_be_met_by_exact_steps_alone() -> None:
+    dense = plant_copies(mlp((3, 8, 8, 2)), 0, 8)
+    found = run(dense, calibration=X, keep=0.99 * count_parameters(mlp((3, 8, 8, 2))) / count_parameters(dense) + 0.02)
+    assert found.report.status == "condensed"
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.03}, {"tolerance": 1e-4}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_share_out_of_reach_names_one_that_works(options: dict[str, float], *, bias: bool) -> None:
+    dense = mlp(op="MatMul", bias=bias)
+    with pytest.raises(BudgetError) as caught:
+        run(dense, calibration=X, keep=0.01, **options)
+    assert caught.value.exit_code == 3
+    named = re.search(r"smallest share is ([0-9.]+)$", caught.value.text)
+    if named is None:
+        assert "no channel can go within tolerance" in caught.value.text
+        assert options == {"tolerance": 1e-4}
+        return
+    found = run(dense, calibration=X, keep=float(named[1]), **options)
+    assert count_parameters(found.model) <= float(named[1]) * count_parameters(dense)
+
+
+def test_keep_where_nothing_can_go_says_why() -> None:
+    with pytest.raises(BudgetError, match="pinned"):
+        run(mlp((3, 2)), calibration=X, keep=0.5)
+
+
+def test_a_verification_source_takes_the_place_of_a_share() -> None:
+    other = normal(37, 3, seed=5)
+    found = run(mlp(), calibration=X, verification=other, tolerance=0.05)
+    assert found.report.error is not None
+    assert found.report.error.samples == 37
+    assert found.report.error.value == pytest.approx(relative(found.model, mlp(), other), rel=1e-3)
+
+
+def test_a_verification_unlike_the_calibration_is_what_decides() -> None:
+    narrow, wide = run(mlp(), calibration=X / 10, tolerance=0.02), None
+    wide = run(mlp(), calibration=X / 10, verification=3 * normal(60, 3, seed=5), tolerance=0.02)
+    assert count_parameters(wide.model) > count_parameters(narrow.model)
+    assert wide.report.error is None or wide.report.error.value <= 0.02
+
+
+def test_a_verification_source_is_checked_as_well() -> None:
+    with pytest.raises(CalibrationError) as caught:
+        run(mlp(), calibration=X, verification=normal(30, 4))
+    assert caught.value.code == "calibration-shape"
+
+
+def test_groups_are_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[set[int], set[int]]] = []
+    original = fitting.Fitter.__init__
+
+    def spy(self: Any, network: Any, view: Any, samples: Any, fit: Any, search: Any, runtime: Any) -> None:
+        seen.append((set(samples.groups[fit].tolist()), set(samples.groups[search].tolist())))
+        original(self, network, view, samples, fit, search, runtime)
+
+    monkeypatch.setattr(fitting.Fitter, "__init__", spy)
+    run(mlp(), calibration={"x": X, "group": np.repeat(np.arange(20), 20)}, tolerance=0.05)
+    ((fit, search),) = seen
+    assert not fit & search
+    assert len(fit | search) < 20
+
+
+def test_too_few_samples_ask_for_more() -> None:
+    with pytest.raises(CalibrationError, match="25"):
+        run(mlp(), calibration=X[:20])
+
+
+def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = [1.8, 1.8]
+
+    class Strict(Judge):
+        """Says no to the first candidates that come for verification."""
+
+        def measure(self, model: onnx.ModelProto) -> Measurement:
+            measured = super().measure(model)
+            if self._optimize or not verdicts:
+                return measured
+            factor = verdicts.pop()
+            (output,) = measured.outputs
+            worse = type(output)(output.name, output.squared * factor**2, output.spread, 0.0, None)
+            return Measurement((worse,), measured.groups)
+
+    plain = run(mlp(), calibration=X, tolerance=0.05)
+    monkeypatch.setattr(pipeline, "Judge", Strict)
+    strict = run(mlp(), calibration=X, tolerance=0.05)
+    assert strict.report.error is not None
+    assert plain.report.error is not None
+    assert (plain.report.error.back_offs, strict.report.error.back_offs) == (0, 2)
+    assert strict.report.error.value <= 0.05
+    assert count_parameters(strict.model) > count_parameters(plain.model)
+
+
+def test_backing_off_ends_at_the_dense_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never(Judge):
+        """Never content."""
+
+        def measure(self, model: onnx.ModelProto) -> Measurement:
+            measured = super().measure(model)
+            (output,) = measured.outputs
+            shift = 0.0 if self._optimize else 9.0
+            return Measurement((type(output)("y", output.squared + shift, output.spread, 0.0, None),), measured.groups)
+
+    monkeypatch.setattr(pipeline, "Judge", Never)
+    found = run(mlp(), calibration=X, tolerance=0.05)
+    assert found.report.status == "unchanged"
+    assert found.report.reason is not None
+    assert found.report.reason.code == "tolerance"
+
+
+def test_a_network_that_answers_with_nan_is_never_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Judge):
+        """All candidates overflow on the samples that verify."""
+
+        def measure(self, model: onnx.ModelProto) -> Measurement:
+            measured = super().measure(model)
+            (output,) = measured.outputs
+            bad = 0.0 if self._optimize else np.inf
+            return Measurement((type(output)("y", output.squared, output.spread, bad, None),), measured.groups)
+
+    monkeypatch.setattr(pipeline, "Judge", Broken)
+    with pytest.raises(BudgetError):
+        run(mlp(), calibration=X, keep=0.5)
+
+
+def test_a_rewrite_that_disagrees_with_its_plan_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> onnx.ModelProto:
+        model = apply_plan(*arguments)
+        tensor = next(t for t in model.graph.initializer if t.name == "b1")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.02), "b1"))
+        return model
+
+    monkeypatch.setattr(fitting, "apply_plan", broken)
+    with pytest.raises(DefectError):
+        run(mlp(), calibration=X, tolerance=0.5)
+
+
+# ---- lossless ----
+
+
+def test_without_calibration_what_is_planted_is_found() -> None:
+    dense = plant_copies(plant_copies(mlp((3, 12, 10, 2)), 0, 5), 1, 4)
+    found = run(dense)
+    assert [s.after for s in found.report.spaces] == [12, 10, 2]
+    assert count_parameters(found.model) == count_parameters(mlp((3, 12, 10, 2)))
+    assert found.report.error is not None
+    assert found.report.error.value < 1e-5
+    assert found.report.error.tolerance == 0.0
+    assert relative(found.model, dense, X) < 1e-5
+
+
+def test_where_nothing_is_redundant_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*_: Any) -> None:
+        pytest.fail("drawn")
+
+    monkeypatch.setattr(pipeline, "draw_feeds", drawn)
+    found = run(mlp())
+    assert found.report.status == "unchanged"
+    assert found.report.reason is not None
+    assert found.report.reason.code == "nothing-redundant"
+    assert found.report.latency == ()
+
+
+def picky() -> onnx.ModelProto:
+    """Redundant, and runs on batches of 7 only."""
+    model = plant_copies(mlp((3, 12, 2)), 0, 5)
+    model.graph.node[-1].output[0] = "free"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, 2], np.int64), "shape"))
+    model.graph.node.append(helper.make_node("Reshape", ["free", "shape"], ["y"]))
+    return model
+
+
+def unstable() -> onnx.ModelProto:
+    """Redundant, and NaN on negative inputs."""
+    model = plant_copies(mlp((3, 12, 2)), 0, 5)
+    model.graph.node[0].input[0] = "root"
+    model.graph.node.insert(0, helper.make_node("Sqrt", ["x"], ["root"]))
+    return model
+
+
+@pytest.mark.parametrize("make", [picky, unstable])
+def test_drawn_inputs_that_do_not_fit_ask_for_calibration(make: Any) -> None:
+    with pytest.raises(ModelError, match="--calibration") as caught:
+        run(make())
+    assert caught.value.exit_code == 1
+
+
+def test_tolerance_zero_is_lossless_and_verified_on_all_samples() -> None:
+    dense = plant_copies(mlp((3, 12, 10, 2)), 0, 5)
+    # Too few for shares, of which there is no need.
+    found = run(dense, calibration=X[:12], tolerance=0)
+    assert found.report.status == "condensed"
+    assert [s.after for s in found.report.spaces] == [12, 10, 2]
+    assert found.report.error is not None
+    assert found.report.error.samples == 12
+    assert run(mlp(), calibration=X, tolerance=0).report.status == "unchanged"
+
+
+def test_a_tolerance_below_rounding_gives_exact_merges_back() -> None:
+    dense = plant_copies(mlp((3, 12, 10, 2)), 0, 5)
+    found = run(dense, calibration=X, tolerance=1e-12)
+    assert found.report.status == "unchanged"
+    assert "given back" in found.report.notes[0]
+
+
+# ---- unchanged ----
+
+
+def test_unchanged_is_a_copy_byte_for_byte(tmp_path: Path) -> None:
+    dense = mlp()
+    dense.metadata_props.add(key="who", value="me")
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    # Not the bytes that we would write: fields in another order.
+    source.write_bytes(dense.SerializeToString() + onnx.ModelProto(doc_string="late").SerializeToString())
+    before = source.read_bytes()
+    found = run(source)
+    found.save(target)
+    assert found.report.status == "unchanged"
+    assert target.read_bytes() == source.read_bytes() == before
+    assert found.report.bytes is not None
+    assert found.report.bytes.before == found.report.bytes.after == len(before)
+
+
+def test_slower_is_unchanged_unless_allowed(timer: FakeTimer) -> None:
+    timer.speedups = [2.0, 0.5]
+    found = run(mlp(), calibration=X, tolerance=0.05)
+    assert found.report.status == "unchanged"
+    assert found.report.reason is not None
+    assert found.report.reason.code == "slower"
+    assert "--allow-slower" in found.report.reason.text
+    assert found.report.latency == ()
+    timer.speedups = [2.0, 0.5]
+    allowed = run(mlp(), calibration=X, tolerance=0.05, allow_slower=True)
+    assert allowed.report.status == "condensed"
+    assert [t.verdict for t in allowed.report.latency] == ["faster", "slower"]
+
+
+def test_slower_falls_back_on_the_exact_step(timer: FakeTimer) -> None:
+    timer.speedups = [0.5, 2.0]
+    found = run(plant_copies(mlp(), 0, 10), calibration=X, tolerance=0.05)
+    assert [p.kind for p in found.plan] == ["lossless"]
+    assert found.report.spaces[0].after == 24
+
+
+def test_a_size_to_be_had_only_slower_is_a_budget_error(timer: FakeTimer) -> None:
+    timer.speedups = [0.5]
+    with pytest.raises(BudgetError, match="--allow-slower"):
+        run(plant_copies(mlp(), 0, 10), calibration=X, keep=0.5)
+
+
+def test_latency_is_timed_at_one_sample_and_a_batch(timer: FakeTimer) -> None:
+    run(mlp(), calibration=X, tolerance=0.05)
+    assert timer.batches == [1, 80]
+    timer.batches.clear()
+    run(mlp(batch=2), calibration=X, tolerance=0.05)
+    assert timer.batches == [1]
+
+
+# ---- inputs of all kinds ----
+
+
+def test_the_given_proto_is_left_as_it_is() -> None:
+    dense = plant_copies(mlp(), 0, 4)
+    before = dense.SerializeToString(deterministic=True)
+    found = run(dense, calibration=X, tolerance=0.05)
+    assert dense.SerializeToString(deterministic=True) == before
+    assert found.model is not dense
+
+
+@pytest.mark.parametrize("options", [{"calibration": X, "tolerance": 0.05}, {}])
+def test_external_weights(tmp_path: Path, options: dict[str, Any]) -> None:
+    dense = plant_copies(mlp(), 0, 10)
+    source = tmp_path / "in.onnx"
+    onnx.save(plant_copies(mlp(), 0, 10), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    found = run(source, **options)
+    assert found.report.status == "condensed"
+    assert found.report.bytes is not None
+    assert found.report.bytes.before == source.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    found.save(tmp_path / "o.onnx")
+    saved = onnx.load(tmp_path / "o.onnx", load_external_data=False)
+    assert relative(saved, dense, X) < 0.06
+
+
+def test_several_inputs_and_outputs() -> None:
+    rng = np.random.default_rng(0)
+    net = Net({"a": ["N", 3], "b": ["N", 2]})
+
+    def layer(tensor: str, before: int, after: int, out: str = "") -> str:
+        count = len(net.stored)
+        W = net.weight(f"W{count}", rng.standard_normal((before, after)) / before**0.5)
+        return net.node("Gemm", tensor, W, net.weight(f"b{count}", rng.standard_normal(after) / 2), out=out)
+
+    left, right = net.node("Tanh", layer("a", 3, 24)), net.node("Tanh", layer("b", 2, 24))
+    both = net.node("Add", left, right)
+    layer(net.node("Tanh", layer(both, 24, 20)), 20, 2, out="y")
+    layer(left, 24, 1, out="z")
+    dense = net.model({"y": ["N", 2], "z": ["N", 1]})
+    feed = {"a": X, "b": normal(400, 2, seed=4)}
+    found = run(dense, calibration=feed, tolerance=0.05)
+    assert found.report.status == "condensed"
+    assert found.report.error is not None
+    assert [o.name for o in found.report.error.outputs] == ["y", "z"]
+    assert found.report.error.value == max(o.value for o in found.report.error.outputs) <= 0.05
+    for y, y0 in zip(outputs(found.model, feed), outputs(dense, feed), strict=True):
+        assert np.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean(0)) ** 2).sum()) < 0.06
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_fixed_batches(batch: int) -> None:
+    found = run(mlp(batch=batch), calibration=X, tolerance=0.05)
+    assert found.report.status == "condensed"
+    assert found.report.error is not None
+    assert found.report.error.samples == 80 // batch
+    assert found.report.error.value <= 0.05
+
+
+def test_half_precision() -> None:
+    dense = mlp(dtype=np.float16)
+    found = run(dense, calibration=X.astype(np.float16), tolerance=0.05)
+    assert found.report.status == "condensed"
+    assert weight_of(found.model, "W1").dtype == np.float16
+    assert relative(found.model, dense, X.astype(np.float16)) < 0.06
+
+
+def test_double_precision() -> None:
+    dense = mlp(dtype=np.float64)
+    found = run(dense, calibration=X.astype(np.float64), tolerance=0.05)
+    assert weight_of(found.model, "W1").dtype == np.float64
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(9, 3), (9, 4), (11, 6), (18, 8), (21, 10)])
+def test_versions(opset: int, ir: int) -> None:
+    dense = mlp(opset=opset, ir=ir)
+    found = run(dense, calibration=X, tolerance=0.05)
+    assert found.report.status == "condensed"
+    assert (found.model.ir_version, found.model.opset_import[0].version) == (ir, opset)
+
+
+def test_feeds_of_varying_length() -> None:
+    feeds = [{"x": normal(1 + i % 5, 3, seed=i)} for i in range(60)]
+    found = run(mlp(), calibration=feeds, tolerance=0.1)
+    assert found.report.status == "condensed"
+    assert found.report.error is not None
+    assert found.report.error.samples == 12
+
+
+def test_more_axes() -> None:
+    found = run(mlp(op="MatMul", middle=(4,)), calibration=normal(200, 4, 3), tolerance=0.05)
+    assert found.report.status == "condensed"
+
+
+def test_a_network_without_inputs() -> None:
+    net = Net({})
+    W, V = (net.weight(n, normal(*s)) for n, s in (("W", (6, 6)), ("V", (6, 2))))
+    net.node("MatMul", net.node("Tanh", net.node("MatMul", W, W)), V, out="y")
+    assert run(net.model({"y": [6, 2]})).report.status in {"unchanged", "condensed"}
+
+
+def test_outputs_that_never_vary() -> None:
+    dense = mlp()
+    b = weight_of(dense, "b2")
+    dense.graph.initializer[-2].CopyFrom(numpy_helper.from_array(np.zeros((20, 2), np.float32), "W2"))
+    found = run(dense, calibration=X)
+    assert found.report.status == "condensed"
+    np.testing.assert_allclose(outputs(found.model, {"x": X})[0], np.tile(b, (400, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_input_same_bytes(threads: int) -> None:
+    first, second = (run(plant_copies(mlp(), 0, 4), calibration=X, tolerance=0.05, threads=threads) for _ in range(2))
+    assert serialized(first.model) == serialized(second.model)
+
+
+def test_the_seed_decides_the_shares() -> None:
+    first, second = (run(mlp(), calibration=X, tolerance=0.05, seed=s).report.error for s in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert first.value != second.value
+
+
+def test_progress_runs_from_start_to_end() -> None:
+    seen: list[tuple[str, float]] = []
+    run(mlp(), calibration=X, tolerance=0.05, progress=lambda stage, share: seen.append((stage, share)))
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert seen[-1] == ("done", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"tolerance": -0.1}, "tolerance"),
+        ({"tolerance": float("nan")}, "tolerance"),
+        ({"tolerance": 0.1}, "tolerance"),
+        ({"keep": 0.5}, "keep"),
+        ({"verification": X}, "verification"),
+        ({"calibration": X, "keep": 0.0}, "keep"),
+        ({"calibration": X, "keep": 1.0}, "keep"),
+        ({"calibration": X, "keep": float("nan")}, "keep"),
+        ({"calibration": X, "keep": 0.5, "tolerance": 0}, "keep"),
+        ({"calibration": X, "seed": -1}, "seed"),
+        ({"providers": ["NoSuchProvider"]}, "provider"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run("no such file.onnx", **options)
+    assert caught.value.code == code
