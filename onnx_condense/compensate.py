@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from onnx_condense.plan import FloatArray, Moments
+from onnx_condense.plan import FloatArray, IntArray, Moments
 
 
 def refit(

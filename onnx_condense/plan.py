@@ -62,6 +62,15 @@ class ConstantUse:
 
 
 @dataclasses.dataclass(frozen=True)
+class SizeUse:
+    """A number in an integer constant that names a width: element `index` of the operand is len(labels)."""
+
+    operand: Operand
+    index: int
+    labels: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
 class Refusal:
     """Why channels must stay, and the node that says so."""
 
@@ -104,6 +113,7 @@ class ChannelView:
 
     labels: per tensor of the main graph, an array of channel labels that broadcasts to its shape.
     linear, constants: every use of a weight or per-channel constant that carries labels.
+    sizes: every number in a constant that names a width.
     shared: indices into `linear` of weight uses that must stay equal, one tuple per stored weight.
     spaces: sorted by the first writer; refusals: every pin with its place.
     """
@@ -111,6 +121,7 @@ class ChannelView:
     labels: Mapping[str, IntArray]
     linear: tuple[LinearUse, ...]
     constants: tuple[ConstantUse, ...]
+    sizes: tuple[SizeUse, ...]
     shared: tuple[tuple[int, ...], ...]
     spaces: tuple[ChannelSpace, ...]
     refusals: tuple[Refusal, ...]

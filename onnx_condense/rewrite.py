@@ -16,9 +16,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnx_condense import ops
 from onnx_condense.errors import DefectError
 from onnx_condense.model import Network, Node, inlined, replace_tensor
-from onnx_condense.plan import ChannelView, ConstantUse, FloatArray, IntArray, LinearUse, Operand, Plan
+from onnx_condense.plan import ChannelView, ConstantUse, FloatArray, IntArray, LinearUse, Operand, Plan, SizeUse
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +55,8 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
         _draft_weight(draft, use, updates[i].weight if i in updates else None)
     for constant in view.constants:
         _draft_constant(draft, constant)
+    for size in view.sizes:
+        _draft_size(draft, size)
     for i, update in sorted(updates.items()):
         rows = view.linear[i].rows
         offset = update.offset[~draft.gone[rows]] if rows.size else update.offset
@@ -116,13 +119,21 @@ def _draft_constant(draft: _Draft, constant: ConstantUse) -> None:
         draft.values[constant.operand] = value
 
 
+def _draft_size(draft: _Draft, size: SizeUse) -> None:
+    kept = int((~draft.gone[size.labels]).sum())
+    if kept < len(size.labels):
+        value = draft.current(size.operand).copy()
+        value.reshape(-1)[size.index] = kept
+        draft.values[size.operand] = value
+
+
 def _draft_offset(draft: _Draft, use: LinearUse, offset: FloatArray) -> None:
     """Put an offset [rows kept] into the bias that follows the reader; make one where there is none."""
     node = draft.network.nodes[use.weight.node]
     rank = len(draft.network.shape(node.outputs[0]) or ())
     trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
     shaped = offset.reshape((-1, *(1,) * trailing)) if use.result_axis is not None else offset.reshape(())
-    if node.op == "Gemm" and _gemm_bias(draft, node, shaped):
+    if _own_bias(draft, node, shaped):
         return
     follower = _following_add(draft.network, node)
     if follower is not None:
@@ -132,17 +143,21 @@ def _draft_offset(draft: _Draft, use: LinearUse, offset: FloatArray) -> None:
     draft.add_after[node.index] = shaped.astype(draft.current(use.weight).dtype)
 
 
-def _gemm_bias(draft: _Draft, node: Node, offset: FloatArray) -> bool:
-    """Add an offset to Gemm's C; False where C is computed."""
+def _own_bias(draft: _Draft, node: Node, offset: FloatArray) -> bool:
+    """Add an offset to the op's own bias (Gemm's C); False where it has none or computes it."""
+    rule = ops.find(node.domain, node.op, node.opset)
+    position = None if rule is None else rule.bias
+    if position is None:
+        return False
     beta = float(node.attributes.get("beta", 1.0))
-    name = node.inputs[2] if len(node.inputs) > 2 else ""
-    operand = Operand(node.index, 2)
+    name = node.inputs[position] if len(node.inputs) > position else ""
     if not name or beta == 0.0:
-        dtype = next(v for p in (0, 1) if (v := draft.network.constant(node.inputs[p])) is not None).dtype
+        dtype = next(v for n in node.inputs[:position] if (v := draft.network.constant(n)) is not None).dtype
         draft.new_bias[node.index] = offset.astype(dtype)
         return True
     if draft.network.constant(name) is None:
         return False
+    operand = Operand(node.index, position)
     bias = draft.current(operand)
     draft.values[operand] = (bias.astype(np.float64) + offset / beta).astype(bias.dtype)
     return True
@@ -155,7 +170,8 @@ def _following_add(network: Network, node: Node) -> Operand | None:
     if len(consumers) != 1 or result in network.outputs or result in network.captured:
         return None
     after, position = consumers[0]
-    if after.op != "Add" or after.domain or network.constant(after.inputs[1 - position]) is None:
+    rule = ops.find(after.domain, after.op, after.opset)
+    if rule is None or rule.law is not ops.Law.ADD or network.constant(after.inputs[1 - position]) is None:
         return None
     return Operand(after.index, 1 - position)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_condense import ops
 from onnx_condense.model import Network, Node
-from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, ConstantUse, IntArray, LinearUse, Refusal
+from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, ConstantUse, IntArray, LinearUse, Refusal, SizeUse
 
 GRAPH_OUTPUT = "graph output"
 CAPTURED = "used inside a subgraph"
@@ -72,6 +72,7 @@ class _Tracer:
         self.labels: dict[str, IntArray] = {}
         self.linear: list[LinearUse] = []
         self.constants: list[ConstantUse] = []
+        self.sizes: list[SizeUse] = []
         self.pins: list[tuple[IntArray, str, str]] = []
         self.ties: list[tuple[IntArray, IntArray, str]] = []
 
@@ -110,6 +111,7 @@ class _Tracer:
             effect = ops.Effect(None, pins=tuple((v.labels, HIDDEN) for v in computed if v.labels is not None))
         self.linear += effect.linear
         self.constants += effect.constants
+        self.sizes += effect.sizes
         self.ties += [(a, b, node.place) for a, b in effect.ties]
         self.pins += [(labels, why, node.place) for labels, why in effect.pins]
         for name in node.outputs:
@@ -124,7 +126,8 @@ class _Tracer:
     def _call(self, node: Node) -> ops.Call:
         operands = tuple(self._value(name) if name else None for name in node.inputs)
         result = self.network.shape(node.outputs[0]) if node.outputs else None
-        return ops.Call(node.index, node.attributes, operands, result, self.union.fresh)
+        results = sum(map(bool, node.outputs))
+        return ops.Call(node.index, node.attributes, operands, result, self.union.fresh, results)
 
     def _value(self, name: str) -> ops.Value:
         return ops.Value(name, self.labels.get(name), self.network.shape(name), self.network.constant(name))
@@ -154,6 +157,7 @@ def find_spaces(network: Network) -> ChannelView:
         labels={name: removable[labels] for name, labels in tracer.labels.items()},
         linear=tuple(_resolved_use(use, removable) for use in tracer.linear),
         constants=tuple(ConstantUse(c.operand, removable[c.labels]) for c in tracer.constants),
+        sizes=tuple(SizeUse(s.operand, s.index, removable[s.labels]) for s in tracer.sizes),
         shared=shared,
         spaces=spaces,
         refusals=_refusals(tracer, classes, spaces),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_condense.compensate import factorized, mean_variance, refit
-from onnx_condense.plan import FloatArray, Moments
+from onnx_condense.plan import FloatArray, IntArray, Moments
 
 TINY = 1e-12
 
@@ -16,7 +16,7 @@ def moments(left: FloatArray, right: FloatArray) -> Moments:
     return Moments(len(left), a, b, (left - a).T @ (right - b))
 
 
-def problem(seed: int = 0) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def problem(seed: int = 0) -> tuple[FloatArray, FloatArray, IntArray, FloatArray]:
     """W [3, 6], dense t [500, 6] with means, what stays of it, and h [500, 4], a noisy copy of that."""
     rng = np.random.default_rng(seed)
     t = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + rng.standard_normal(6) * 3

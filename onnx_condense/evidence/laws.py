@@ -166,6 +166,13 @@ def _times_number(a: Values, factor: FloatArray, noise: FloatArray) -> Values:
     )
 
 
+def affine_of(a: Values, factor: FloatArray, shift: FloatArray, eps: float) -> Values:
+    """K a + s with numbers per channel, each known to eps of its size."""
+    scaled = _times_number(a, factor, eps * np.abs(factor))
+    noise = scaled.offset_noise + eps * np.abs(shift)
+    return dataclasses.replace(scaled, offset=scaled.offset + shift, offset_noise=noise)
+
+
 def _product(a: Values, b: Values, power: int, group: Grouper) -> Values:
     """A product with b**power: the scale of a factor without offset pulls out, the rest stays a function."""
     pure_a, pure_b = ((v.offset == 0) & ~v.constant for v in (a, b))

@@ -22,8 +22,19 @@ import onnx
 from onnx_condense import ops
 from onnx_condense.errors import ModelError
 from onnx_condense.evidence.cluster import leaders
-from onnx_condense.evidence.laws import CONSTANT, VAGUE, BoolArray, Values, chosen, directions, exact, result_of
+from onnx_condense.evidence.laws import (
+    CONSTANT,
+    VAGUE,
+    BoolArray,
+    Values,
+    affine_of,
+    chosen,
+    directions,
+    exact,
+    result_of,
+)
 from onnx_condense.model import Network, Node
+from onnx_condense.ops import Law
 from onnx_condense.plan import ChannelView, FloatArray, IntArray, LinearUse
 from onnx_condense.runtime import evaluate_node
 
@@ -58,7 +69,11 @@ class Numbering:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             if use is not None:
-                return self._linear(node, use, axis)
+                return self._linear(node, use, rule, axis)
+            if rule.law is Law.MOVE:
+                return self._moved(node, axis)
+            if rule.affine is not None:
+                return self._affine(node, rule.affine, axis)
             return self._elementwise(node, rule, axis) if rule.trace is ops.elementwise.trace else None
 
     def of(self, tensor: str, axis: int, size: int) -> Values:
@@ -82,9 +97,9 @@ class Numbering:
 
     # ---- linear ops ----
 
-    def _linear(self, node: Node, use: LinearUse, axis: int) -> Values | None:
+    def _linear(self, node: Node, use: LinearUse, rule: ops.OpRule, axis: int) -> Values | None:
         weight = stored_weight(self._network, use)
-        bias = self._addend(node, use, len(use.rows))
+        bias = self._addend(node, use, rule)
         if weight is None or bias is None:
             return None
         x = self.of(node.inputs[use.activation.position], use.act_axis, weight.shape[1])
@@ -106,9 +121,10 @@ class Numbering:
         # A row that all but cancels points nowhere in particular: it is an unknown of its own.
         return chosen(vague, exact(axis, classes), values)
 
-    def _addend(self, node: Node, use: LinearUse, rows: int) -> FloatArray | None:
-        """Gemm's constant C as one number per row (other linear ops have none); None if it is not that."""
-        name = node.inputs[2] if len(node.inputs) > 2 else ""
+    def _addend(self, node: Node, use: LinearUse, rule: ops.OpRule) -> FloatArray | None:
+        """The op's own constant bias as one number per row, zeros where it has none; None if it is not that."""
+        rows = len(use.rows)
+        name = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
         constant = self._network.constant(name) if name else np.zeros(1)
         if constant is None:
             return None
@@ -116,6 +132,29 @@ class Numbering:
         if aligned.shape[1 - (use.result_axis or 0)] != 1:
             return None
         return float(node.attributes.get("beta", 1.0)) * np.broadcast_to(aligned.reshape(-1), rows)
+
+    # ---- ops on one operand that keep its channels apart ----
+
+    def _moved(self, node: Node, axis: int) -> Values | None:
+        """The same channels with their elements in other places: new functions, old scales and offsets."""
+        before = _only_axis(self._view.labels.get(node.inputs[0]))
+        if before is None:
+            return None
+        x = self.of(node.inputs[0], before, self._view.labels[node.outputs[0]].shape[axis])
+        none = np.zeros((len(x), 0))
+        classes = np.where(x.constant, CONSTANT, self._group(x.classes[:, None], none, none))
+        return Values(axis, classes, x.scale, x.offset, x.scale_noise, x.offset_noise)
+
+    def _affine(self, node: Node, affine: ops.Affine, axis: int) -> Values | None:
+        """K a + s with stored numbers per channel."""
+        stored = [self._network.constant(name) for name in node.inputs[1:]]
+        if any(v is None for v in stored):
+            return None
+        x = self.of(node.inputs[0], axis, self._view.labels[node.outputs[0]].shape[axis])
+        numbers = [v for v in stored if v is not None]
+        factor, shift = affine(node.attributes, [v.astype(np.float64) for v in numbers])
+        eps = ROUNDINGS * max(_eps(v.dtype) for v in numbers)
+        return affine_of(x, factor, shift, eps)
 
     # ---- element-wise ops ----
 

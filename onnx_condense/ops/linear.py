@@ -146,4 +146,4 @@ def _pin_spread(labels: IntArray, size: int) -> tuple[tuple[IntArray, str], ...]
     return ((labels, NOT_CONTRACTED),) if labels.size == 1 and size > 1 else ()
 
 
-register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7))
+register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7, bias=2))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_condense.plan import ConstantUse, IntArray, LinearUse
+from onnx_condense.plan import ConstantUse, FloatArray, IntArray, LinearUse, SizeUse
 from onnx_condense.shapes import Shape
 
 
@@ -31,6 +31,8 @@ class Law(enum.Enum):
     SUBTRACT = "a - b"
     MULTIPLY = "a * b"
     DIVIDE = "a / b"
+    AFFINE = "k a + s, with numbers per channel from the record's `affine`"
+    MOVE = "elements of a channel change places; the channel stays whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Value:
 class Call:
     """One node with its operands (None where one is left out) and the shape of its first output.
 
-    fresh(n): n new channel labels, for writers.
+    fresh(n): n new channel labels, for writers; results: how many outputs are asked for.
     """
 
     index: int
@@ -59,6 +61,7 @@ class Call:
     operands: tuple[Value | None, ...]
     result_shape: Shape | None
     fresh: Callable[[int], IntArray]
+    results: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Effect:
 
     outputs: labels of the outputs, all of them alike.
     ties: pairs of label arrays of equal shape that become one, position by position.
+    sizes: numbers in constants that name a width.
     pins: (labels, reason) of channels that must stay.
     """
 
@@ -74,10 +78,13 @@ class Effect:
     ties: tuple[tuple[IntArray, IntArray], ...] = ()
     linear: tuple[LinearUse, ...] = ()
     constants: tuple[ConstantUse, ...] = ()
+    sizes: tuple[SizeUse, ...] = ()
     pins: tuple[tuple[IntArray, str], ...] = ()
 
 
 Trace = Callable[[Call], Effect]
+Affine = Callable[[Mapping[str, Any], Sequence[FloatArray]], tuple[FloatArray, FloatArray]]
+"""(k [C], s [C]) of an affine op from its attributes and its constant operands [C]."""
 
 
 def never(_: Call) -> str:
@@ -90,6 +97,7 @@ class OpRule:
     """Everything the package knows of one op kind, for opsets since <= version <= until.
 
     trace: how channels pass; law: see `Law`; centre: of an odd op, f(-a) = 2 centre - f(a).
+    affine: of an op with Law.AFFINE. bias: position of an operand that is added to a linear op's rows.
     guard: a reason to treat this node as a barrier after all, or "".
     """
 
@@ -100,6 +108,8 @@ class OpRule:
     until: int = 2**31
     law: Law = Law.ANY
     centre: float = 0.0
+    affine: Affine | None = None
+    bias: int | None = None
     guard: Callable[[Call], str] = never
 
 

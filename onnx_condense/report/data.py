@@ -76,7 +76,7 @@ class Latency:
 
     @property
     def verdict(self) -> str:
-        """ "faster" or "slower" only where the interval says so."""
+        """Faster or slower only where the interval says so."""
         if self.interval[0] > 1.0:
             return "faster"
         return "slower" if self.interval[1] < 1.0 else "no measurable difference"
