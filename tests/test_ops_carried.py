@@ -158,7 +158,7 @@ def moved(name: str) -> onnx.ModelProto:
     rng = np.random.default_rng(len(name))
     wide = plant(rng, base_layers(rng, WIDTHS), Planting(copies=3))
     weights = {"w": wide[0].weight.T.astype(F), "u": wide[1].weight.T.astype(F)}
-    shape = ["N", 5, 7] if kind == "tokens" else ["N", 7]
+    shape: list[int | str] = ["N", 5, 7] if kind == "tokens" else ["N", 7]
     every = [NODE("MatMul", ["x", "w"], ["a"]), *nodes, NODE("MatMul", ["h", "u"], ["y"])]
     return model(every, weights | stored, {"x": shape}, {"y": [*shape[:-1], 4]})
 
