@@ -19,7 +19,11 @@ from onnx_condense.plan import FloatArray
 STEP = 0.04
 MAX_MEASUREMENTS = 9
 # The search stops once the bracket is this narrow in parameters.
-NARROW = 0.01
+NARROW = 0.02
+# A stop whose measured error is this close below the tolerance is far enough.
+CLOSE = 0.03
+# How much further than interpolation says the search goes after each measurement, to get on where errors are flat.
+GROWTH = 1.1
 # What the first back-off gives up beyond the excess it saw; each further one gives up twice as much.
 BACK_OFF = 0.01
 HUGE = 1e100
@@ -115,23 +119,24 @@ def _best_step(
 
 
 def search(path: Sequence[Point], measure: Callable[[int], float], tolerance: float) -> int:
-    """The furthest stop whose measured error is within the tolerance.
+    """The furthest stop whose measured error is within the tolerance, or one that comes CLOSE to it.
 
-    Interpolates measured against predicted error, halves the bracket where that does not get on, and measures at
-    most MAX_MEASUREMENTS times. Stop 0 is the dense network and needs no measurement; any other answer was measured.
+    Narrows a bracket by interpolating measured against predicted error, at most MAX_MEASUREMENTS times. Stop 0 is
+    the dense network and needs no measurement; any other answer was measured.
     """
     low, high = 0, len(path)
-    ratio, stuck = 1.0, False
-    for _ in range(MAX_MEASUREMENTS):
+    error_low, error_high = 0.0, math.inf
+    for count in range(MAX_MEASUREMENTS):
         if high - low <= 1 or (low and _gap(path, low, high) < NARROW):
             break
-        guess = (low + high) // 2 if stuck else _guess(path, tolerance / ratio, low, high)
+        guess = _guess(path, tolerance, (low, error_low), (high, error_high), count)
         error = measure(guess)
-        tiny = float(np.finfo(np.float64).tiny)
-        ratio = min(max(error, tiny), HUGE) / max(path[guess].error, tiny)
-        width = high - low
-        low, high = (guess, high) if error <= tolerance else (low, guess)
-        stuck = not stuck and 2 * (high - low) > width
+        if (1.0 - CLOSE) * tolerance <= error <= tolerance:
+            return guess
+        if error <= tolerance:
+            low, error_low = guess, error
+        else:
+            high, error_high = guess, error
     return low
 
 
@@ -139,10 +144,34 @@ def _gap(path: Sequence[Point], low: int, high: int) -> float:
     return 1.0 - path[min(high, len(path) - 1)].parameters / max(path[low].parameters, 1)
 
 
-def _guess(path: Sequence[Point], target: float, low: int, high: int) -> int:
-    """The last stop predicted to be within the target, kept inside the bracket."""
+def _guess(path: Sequence[Point], tolerance: float, low: tuple[int, float], high: tuple[int, float], count: int) -> int:
+    """Where to measure next, strictly inside the bracket of (stop, measured error).
+
+    One end known: scale its prediction by what its measurement was off, a little further every time. Both known:
+    in between by the logarithms of the errors, away from the ends so that the bracket shrinks for sure.
+    """
+    tiny = float(np.finfo(np.float64).tiny)
+    aim = tolerance * (1.0 - CLOSE / 2)
+    (near, error_near), (far, error_far) = low, high
+    predicted_near = path[near].error
+    predicted_far = path[min(far, len(path) - 1)].error
+    growth = GROWTH ** max(count - 1, 0)
+    if count and not predicted_far > path[near + 1].error > 0.0:
+        # The prediction tells these stops not apart.
+        return (near + far) // 2
+    if near and far < len(path):
+        part = 0.5
+        if error_near > 0.0 and math.isfinite(error_far):
+            part = math.log(aim / error_near) / math.log(error_far / error_near)
+        target = predicted_near * (predicted_far / predicted_near) ** min(max(part, 0.2), 0.8)
+    elif near:
+        target = predicted_near * min(aim / max(error_near, tiny), HUGE) * growth
+    elif far < len(path):
+        target = predicted_far * aim / min(error_far, HUGE) / growth
+    else:
+        target = aim
     errors = np.array([p.error for p in path])
-    return int(np.clip(np.searchsorted(errors, target, side="right") - 1, low + 1, high - 1))
+    return int(np.clip(np.searchsorted(errors, target, side="right") - 1, near + 1, far - 1))
 
 
 def back_off(path: Sequence[Point], at: int, excess: float, times: int) -> int:

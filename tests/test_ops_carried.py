@@ -10,7 +10,8 @@ import pytest
 from builders import Form, Planting, assert_same_outputs, base_layers, lossless, model, plant
 from onnx import helper
 
-from onnx_condense.evidence.values import CONSTANT, Numbering
+from onnx_condense.evidence.laws import CONSTANT
+from onnx_condense.evidence.values import Numbering
 from onnx_condense.model import load
 from onnx_condense.ops import layout, norm
 from onnx_condense.spaces import find_spaces
