@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,9 @@ import onnx
 from onnx import TensorProto
 
 from onnx_condense.model import Network
+from onnx_condense.ops import macs
 from onnx_condense.plan import PINNED, ChannelView, IntArray
-from onnx_condense.shapes import Shape, infer_shapes
+from onnx_condense.shapes import infer_shapes
 
 # Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
 _LEARNED = {
@@ -66,28 +68,12 @@ def count_macs(proto: onnx.ModelProto) -> int:
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
-    return sum(_node_macs(node, shapes) for node in proto.graph.node)
-
-
-def _size(shape: Shape | None) -> int:
-    return math.prod(d if isinstance(d, int) else 1 for d in shape or ())
-
-
-def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    if node.op_type not in ("Gemm", "MatMul", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "FusedConv"):
-        return 0
-    attributes = {a.name: a.i for a in node.attribute}
-    first, weight, result = (shapes.get(n) for n in (node.input[0], node.input[1], node.output[0]))
-    if "Conv" in node.op_type:
-        # A weight is [out, in / group, ...]; transposed, [in, out / group, ...].
-        positions = _size(first if node.op_type == "ConvTranspose" else result)
-        return positions * _size((weight or (1,))[1:])
-    if not first:
-        return 0
-    contracted = first[-2] if len(first) > 1 and attributes.get("transA") else first[-1]
-    if not isinstance(contracted, int) and weight:
-        contracted = weight[-1] if attributes.get("transB") else weight[-2 if len(weight) > 1 else 0]
-    return _size(result) * (contracted if isinstance(contracted, int) else 1)
+    total = 0
+    for node in proto.graph.node:
+        attributes = {a.name: a.i for a in node.attribute}
+        first, second = (shapes.get(name) for name in (*node.input, "", "")[:2])
+        total += macs.of_node(node.op_type, attributes, (first, second, shapes.get(node.output[0])))
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +146,16 @@ class WidthCosts:
 
 def _held(network: Network, tracked: Mapping[str, int]) -> frozenset[str]:
     """Constants that are also read where no channel is cut, and by how many the analysis follows."""
-    reads = [network.root(name) for node in network.nodes for name in node.inputs if name and node.op != "Identity"]
+    reads = collections.Counter(
+        network.root(name)
+        for node in network.nodes
+        # A copy of a constant is no reader: its own readers are counted.
+        if not (node.outputs and network.root(node.outputs[0]))
+        for name in node.inputs
+        if name
+    )
     outside = {network.root(name) for name in (*network.outputs, *network.captured)}
-    return frozenset(r for r, uses in tracked.items() if reads.count(r) > uses or r in outside)
+    return frozenset(r for r, uses in tracked.items() if reads[r] > uses or r in outside)
 
 
 def _line(labels: IntArray, axis: int) -> IntArray:
