@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import signal
-import stat
 import sys
 import threading
 import time
@@ -27,7 +26,8 @@ import typer
 from typer.core import TyperCommand
 
 from onnx_condense import __version__
-from onnx_condense.errors import CondenseError, ModelError, UsageError
+from onnx_condense.errors import CondenseError, UsageError
+from onnx_condense.paths import check_source, check_writable, put_text, status_of
 from onnx_condense.report.data import Reason, Report
 
 PROGRAM = "onnx-condense"
@@ -193,7 +193,7 @@ def _guarded(call: Call) -> int:
 
 def _run(call: Call) -> None:
     _check_options(call)
-    _check_source(call.source)
+    check_source(call.source)
     from onnx_condense import pipeline  # noqa: PLC0415  # heavy
 
     # Libraries that print to stdout must not spoil JSON that goes there.
@@ -211,14 +211,27 @@ def _run(call: Call) -> None:
             dry_run=call.dry_run,
             progress=progress,
         )
+    # First the file that can still be taken back: where one of the two can't be written, neither stands.
+    if call.json_file is not None:
+        _write_json(call, condensed.report)
     if call.written is not None:
-        try:
-            condensed.save(call.written)
-        except OSError as error:
-            raise UsageError("out-write", f"{call.written}: can't be written: {error.strerror or error}") from error
-    _write_json(call, condensed.report)
+        _save(call, condensed)
+    if call.json_file is None:
+        _write_json(call, condensed.report)
     if not call.quiet:
         _show(call, condensed.report)
+
+
+def _save(call: Call, condensed: Any) -> None:
+    assert call.written is not None
+    try:
+        condensed.save(call.written)
+    except (OSError, UsageError) as error:
+        if call.json_file is not None and call.json_file.is_file():
+            call.json_file.unlink()
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError("out-write", f"{call.written}: can't be written: {error.strerror or error}") from error
 
 
 def _fail(call: Call, error: CondenseError, seconds: float) -> int:
@@ -240,59 +253,11 @@ def _check_options(call: Call) -> None:
         raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
     inputs = {"IN": call.source, "--calibration": call.calibration, "--verification": call.verification}
     if call.target is not None:
-        _check_writable(call.target, "OUT", inputs)
-        if _stat(call.target, follow=False) is not None and not (call.force or call.dry_run):
+        check_writable(call.target, "OUT", inputs)
+        if status_of(call.target, follow=False) is not None and not (call.force or call.dry_run):
             raise UsageError("out-exists", f"{call.target}: exists; --force overwrites it")
     if call.json_file is not None:
-        _check_writable(call.json_file, "--json", {**inputs, "OUT": call.target}, pipes=True)
-
-
-def _check_writable(path: Path, name: str, others: dict[str, Path | None], *, pipes: bool = False) -> None:
-    """UsageError unless a file can be put at `path` without harm to the others."""
-    for other_name, other in others.items():
-        if other is not None and _same(path, other):
-            raise UsageError("same-file", f"{path}: {name} and {other_name} are the same file")
-    status = _stat(path)
-    if status is not None and stat.S_ISDIR(status.st_mode):
-        raise UsageError("out-folder", f"{path}: {name} is a folder; name a file")
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        # A rename would replace the device or pipe itself.
-        if pipes and os.access(path, os.W_OK):
-            return
-        raise UsageError("out-special", f"{path}: {name} is not a regular file")
-    folder = _stat(path.parent)
-    if folder is None or not stat.S_ISDIR(folder.st_mode):
-        raise UsageError("out-folder-missing", f"{path}: {name} can't be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError("out-not-writable", f"{path}: {name} can't be written: no permission in {path.parent}")
-
-
-def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
-    try:
-        return path.stat(follow_symlinks=follow)
-    except OSError:
-        return None
-
-
-def _same(one: Path, other: Path) -> bool:
-    first, second = _stat(one), _stat(other)
-    if first is not None and second is not None:
-        return os.path.samestat(first, second)
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _check_source(source: Path) -> None:
-    try:
-        mode = source.stat().st_mode
-    except FileNotFoundError as error:
-        raise ModelError("model-missing", f"{source}: no such file") from error
-    except OSError as error:
-        raise ModelError("model-unreadable", f"{source}: can't be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
-        raise ModelError("model-not-a-file", f"{source}: is {kind}, not an ONNX file")
-    if not os.access(source, os.R_OK):
-        raise ModelError("model-unreadable", f"{source}: can't be read: no permission")
+        check_writable(call.json_file, "--json", {**inputs, "OUT": call.target}, pipes=True)
 
 
 def _complain(text: str) -> None:
@@ -324,7 +289,7 @@ def _write_json(call: Call, report: Report) -> None:
         emit(text, sys.stdout)
         return
     try:
-        _replace(Path(os.path.realpath(call.json_file)), text)
+        put_text(Path(os.path.realpath(call.json_file)), text)
     except OSError as error:
         raise UsageError("json-write", f"{call.json_file}: can't be written: {error.strerror or error}") from error
 
@@ -336,19 +301,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write so that nobody ever reads half a file; a pipe or device is written to directly."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _progress(call: Call) -> contextlib.AbstractContextManager[Progress | None]:

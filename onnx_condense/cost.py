@@ -62,7 +62,7 @@ def _attribute_elements(attribute: onnx.AttributeProto) -> int:
 
 
 def count_macs(proto: onnx.ModelProto) -> int:
-    """Multiply-accumulates of Gemm, MatMul and Conv for one sample (symbolic sizes count as 1), main graph."""
+    """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is)."""
     shapes = dict(infer_shapes(proto))
     shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
     for node in proto.graph.node:

@@ -134,7 +134,7 @@ class Fitter:
             columns = groups[0].columns
             where = {int(c): p for p, c in enumerate(columns) if c != PINNED}
             position = np.array([where.get(int(c), -1) for c in space.channels])
-            weight = np.concatenate([g.weight for g in groups])
+            weight = np.concatenate([g.weight * self.view.linear[g.uses[0]].gain for g in groups])
             readers.append(ReaderCost(weight, self._pooled(self._fit, groups[0]).covariance, position))
         return eliminate(readers, np.flatnonzero(~space.pinned), SELECTION_RIDGE)
 

@@ -237,11 +237,10 @@ def compare(
     )
 
 
-def slower(before: bytes | Path, after: bytes | Path, feed: ort.Feed, runtime: ort.Runtime, *, seen: Latency) -> bool:
-    """Whether the verdict "slower" of `seen` comes out again: worth asking before work is thrown away for it.
-
-    Nothing is timed where `seen` says otherwise.
-    """
+def confirmed(
+    before: bytes | Path, after: bytes | Path, feed: ort.Feed, runtime: ort.Runtime, *, seen: Latency
+) -> Latency:
+    """The timing to decide on: `seen`, or a second one where that says "slower", before work is thrown away for it."""
     if seen.verdict != "slower":
-        return False
-    return compare(before, after, feed, runtime, batch=seen.batch).verdict == "slower"
+        return seen
+    return compare(before, after, feed, runtime, batch=seen.batch)

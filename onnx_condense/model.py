@@ -7,6 +7,7 @@ keeps every field; graphsurgeon only supplies the connected view (its exporter w
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 import shutil
 import tempfile
@@ -221,7 +222,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
     if not path.is_file():
         raise ModelError("model-not-a-file", f"{path}: not a file; give the path of an .onnx file")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        # By content, not by the file's ending.
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ModelError("model-not-onnx", f"{path}: not an ONNX file, or cut off: {error}") from error
     except OSError as error:
@@ -301,11 +303,12 @@ def serialized(proto: onnx.ModelProto) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target and rename, so that a half-written file never stands there.
+    """Write beside the target and rename, so that a half-written file never stands there; links are followed.
 
     Raises:
         UsageError: the folder is missing or not writable.
     """
+    path = Path(os.path.realpath(path))
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -326,13 +329,35 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def copy_unchanged(network: Network, path: Path) -> None:
-    """The input file, byte for byte, at another place; its external weights go along."""
+    """The input file, byte for byte, at another place; its external weights go along.
+
+    Raises:
+        UsageError: another file has the name of the weights there, or the place can't be written.
+    """
     if network.path is None:
         write_atomically(path, serialized(network.proto))
         return
     if network.path.parent.resolve() != path.parent.resolve():
-        for name in external_files(network.proto):
-            target = path.parent / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(network.path.parent / name, target)
+        _copy_weights(network.path.parent, path.parent, external_files(network.proto))
     write_atomically(path, network.path.read_bytes())
+
+
+def _copy_weights(source: Path, folder: Path, names: tuple[str, ...]) -> None:
+    """Copy weight files that are not there yet; a file of that name with other content is somebody else's."""
+    missing = []
+    for name in names:
+        target = folder / name
+        if target.exists() and not filecmp.cmp(source / name, target, shallow=False):
+            text = f"{target}: exists and holds other weights than {source / name}; write to another folder"
+            raise UsageError("out-exists", text)
+        if not target.exists():
+            missing.append(name)
+    for name in missing:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            shutil.copyfile(source / name, partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)

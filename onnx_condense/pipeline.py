@@ -42,6 +42,8 @@ LATENCY_BATCH = 256
 CHECKED = 64
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
 EXACT = 64
+# In half precision that would allow anything.
+LARGEST_ROUNDING = 0.01
 
 Progress = Callable[[str, float], None]
 Calibration = Any
@@ -162,8 +164,8 @@ class _Run:
         except (ModelError, CalibrationError) as error:
             text = f"the network does not take drawn inputs ({error.text}): give --calibration"
             raise ModelError("drawn-inputs", text) from error
-        first = next(iter(feeds[0].values()), np.zeros(()))
-        verification = _Verification(judge, len(samples), feeds, [(first.shape[0] if first.ndim else 1, feeds[0])])
+        timed = [(self._batch(feeds[0]), feeds[0])]
+        verification = _Verification(judge, len(samples), feeds, timed)
         exact = self._lossless(plan, verification)
         return self._finished([exact] if exact else [], verification)
 
@@ -196,7 +198,8 @@ class _Run:
         rows = _rows(samples, indices)
         judge = Judge(self.dense, samples, indices, self.runtime, rows, optimize=False)
         feeds = [next(iter(samples.batches(indices[:CHECKED], rows))).feed]
-        return _Verification(judge, len(indices), feeds, _timed_feeds(samples, indices))
+        timed = [(self._batch(feed), feed) for feed in _timed_feeds(samples, indices)]
+        return _Verification(judge, len(indices), feeds, timed)
 
     # ---- candidates ----
 
@@ -207,7 +210,7 @@ class _Run:
         condensed = apply_plan(self.network, self.view, plan)
         self._check(self.network, self.view, plan, condensed, proof)
         measured = proof.judge.measure(condensed)
-        bound = EXACT * rounding_level(self.network, self.view)
+        bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING)
         if self.goal.tolerance:
             bound = min(bound, self.goal.tolerance)
         if not measured.value <= bound:
@@ -306,12 +309,12 @@ class _Run:
         for candidate in candidates:
             self.progress("timing", 0.9)
             timings = self._time(candidate.model, proof.timed)
-            if self.goal.allow_slower or not self._slower(candidate.model, proof.timed, timings):
+            slow = next((t for t in timings if t.verdict == "slower"), None)
+            if self.goal.allow_slower or slow is None:
                 report = condensed_report(
                     self.network, self.view, self.goal, candidate, samples=proof.count, latency=timings
                 )
                 return self._answer(candidate.model, candidate.plans, report)
-            slow = next(t for t in timings if t.verdict == "slower")
         if slow is None:
             return self._unchanged(why_unchanged(self.view, self.goal))
         text = f"the condensed network was measured slower at batch {slow.batch} ({slow.speedup:.2f}x); "
@@ -322,14 +325,18 @@ class _Run:
 
     def _time(self, model: onnx.ModelProto, timed: Timed) -> list[Latency]:
         before, after = self._dense_file(), serialized(model)
-        return [latency.compare(before, after, feed, self.runtime, batch=batch) for batch, feed in timed]
+        timings = []
+        for batch, feed in timed:
+            seen = latency.compare(before, after, feed, self.runtime, batch=batch)
+            timings.append(latency.confirmed(before, after, feed, self.runtime, seen=seen))
+        return timings
 
-    def _slower(self, model: onnx.ModelProto, timed: Timed, timings: Sequence[Latency]) -> bool:
-        before, after = self._dense_file(), serialized(model)
-        return any(
-            latency.slower(before, after, feed, self.runtime, seen=seen)
-            for (_, feed), seen in zip(timed, timings, strict=True)
-        )
+    def _batch(self, feed: Feed) -> int:
+        """How many rows a feed has: the first axis of the first input that has one to spare, else 1."""
+        for spec in input_specs(self.network.proto.graph):
+            if spec.has_free_rows or len(spec.shape) > 1:
+                return int(np.shape(feed[spec.name])[0])
+        return 1
 
     def _dense_file(self) -> bytes | Path:
         return self.dense if isinstance(self.dense, Path) else serialized(self.dense)
@@ -342,11 +349,11 @@ class _Run:
         return Condensed(model, plans, dataclasses.replace(report, notes=tuple(self.notes)), self.network)
 
 
-def _timed_feeds(samples: Samples, indices: IntArray) -> Timed:
+def _timed_feeds(samples: Samples, indices: IntArray) -> list[Feed]:
     """What to time: one sample, and a larger batch where the network takes one."""
     counts = {1, min(LATENCY_BATCH, len(indices))} if samples.sliced else {1}
     batches = [(count, next(iter(samples.batches(indices[:count], count)))) for count in sorted(counts)]
-    return [(count, batch.feed) for count, batch in batches if len(batch.samples) == count]
+    return [batch.feed for count, batch in batches if len(batch.samples) == count]
 
 
 def _rows(samples: Samples, indices: IntArray) -> int:

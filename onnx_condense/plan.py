@@ -171,7 +171,7 @@ class ReaderUpdate:
     """The new columns of one linear use, at the dense network's shape.
 
     weight: [O, K] float64, zero in the columns that go.
-    offset: [O] float64, added to the result (before the gain is applied it was W @ mean; gain included here).
+    offset: [O] float64, added to the node's result (the gain is in it already).
     """
 
     use: int

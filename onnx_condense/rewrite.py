@@ -64,8 +64,8 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
             _draft_offset(draft, view.linear[i], offset)
     proto = onnx.ModelProto()
     proto.CopyFrom(inlined(network))
-    _write_constants(draft, proto)
-    _insert_biases(draft, proto)
+    roots = _write_constants(draft, proto) | _insert_biases(draft, proto)
+    _drop_unused(network, proto, roots)
     _patch_shapes(draft, view, proto)
     return proto
 
@@ -176,8 +176,8 @@ def _following_add(network: Network, node: Node) -> Operand | None:
     return Operand(after.index, 1 - position)
 
 
-def _write_constants(draft: _Draft, proto: onnx.ModelProto) -> None:
-    """Replace constants in place where all their uses agree, clone them where they do not."""
+def _write_constants(draft: _Draft, proto: onnx.ModelProto) -> set[str]:
+    """Replace constants in place where all their uses agree, clone them where they do not; which were touched."""
     network = draft.network
     uses: dict[str, list[Operand]] = {}
     for node in network.nodes:
@@ -193,11 +193,11 @@ def _write_constants(draft: _Draft, proto: onnx.ModelProto) -> None:
         direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
         free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
         _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
-    _drop_unused(network, proto, by_root)
+    return set(by_root)
 
 
 class _Names:
-    """Fresh tensor names."""
+    """Fresh names; nodes and tensors share one supply, since ONNX Runtime wants node names to be unique too."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         graph = proto.graph
@@ -208,7 +208,7 @@ class _Names:
     def _add(self, graph: onnx.GraphProto) -> None:
         """Bodies may not define a name that is known outside."""
         for node in graph.node:
-            self._taken.update((*node.input, *node.output))
+            self._taken.update((*node.input, *node.output, node.name))
             for attribute in node.attribute:
                 for body in (attribute.g, *attribute.graphs):
                     self._taken |= {v.name for v in body.input} | {t.name for t in body.initializer}
@@ -304,12 +304,18 @@ def _drop_unused(network: Network, proto: onnx.ModelProto, roots: Iterable[str])
             del declared[at]
 
 
-def _insert_biases(draft: _Draft, proto: onnx.ModelProto) -> None:
-    """Gemm without C gets one; other readers get an Add behind them that takes over their output name."""
+def _insert_biases(draft: _Draft, proto: onnx.ModelProto) -> set[str]:
+    """Gemm without C gets one; other readers get an Add behind them that takes over their output name.
+
+    Returns:
+        Names of constants that lost a reader.
+    """
+    left = set()
     store = _Store(draft.network, proto)
     by_output = {node.output[0]: i for i, node in enumerate(proto.graph.node) if node.output}
     for index, value in sorted(draft.new_bias.items()):
         node = proto.graph.node[by_output[draft.network.nodes[index].outputs[0]]]
+        left |= {root for name in node.input[2:] if (root := draft.network.root(name))}
         node.input[:] = [*node.input[:2], store.add(f"{node.output[0]}_bias", value)]
         for attribute in [a for a in node.attribute if a.name == "beta"]:
             node.attribute.remove(attribute)
@@ -320,8 +326,9 @@ def _insert_biases(draft: _Draft, proto: onnx.ModelProto) -> None:
         result = node.output[0]
         node.output[0] = store.fresh(f"{result}_before_bias")
         inputs = [node.output[0], store.add(f"{result}_bias", value)]
-        name = f"{node.name}_bias" if node.name else ""
+        name = store.fresh(f"{node.name}_bias") if node.name else ""
         proto.graph.node.insert(at + 1, onnx.helper.make_node("Add", inputs, [result], name=name))
+    return left
 
 
 def _patch_shapes(draft: _Draft, view: ChannelView, proto: onnx.ModelProto) -> None:

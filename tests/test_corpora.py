@@ -1,4 +1,4 @@
-"""Networks that ship with onnx: no crash, and equal outputs wherever something goes."""
+"""Networks that ship with onnx: no crash; nothing in them is redundant, so all come back as they were."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from builders import assert_same_outputs, lossless
+from builders import lossless
 from onnx.backend.test.case.node import collect_testcases
 
 from onnx_condense.errors import ModelError
@@ -25,10 +25,7 @@ def check(proto: onnx.ModelProto) -> None:
         return
     done = lossless(proto)
     assert serialized(proto) == before
-    if done.plan.selections:
-        assert_same_outputs(proto, done.proto)
-    else:
-        assert serialized(done.proto) == before
+    assert serialized(done.proto) == before
 
 
 def test_the_corpus_is_there() -> None:

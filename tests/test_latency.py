@@ -224,19 +224,21 @@ def test_real_sessions() -> None:
     assert result.before_ms > result.after_ms
     reverse = latency.compare(small, large, FEED, runtime, batch=64, seconds=1.0)
     assert reverse.verdict == "slower"
-    assert latency.slower(small, large, FEED, runtime, seen=reverse)
+    assert latency.confirmed(small, large, FEED, runtime, seen=reverse).verdict == "slower"
 
 
 def test_only_the_verdict_slower_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def latency_of(low: float, high: float) -> Latency:
         return Latency("CPUExecutionProvider", 0, 1, 1.0, 1.0, statistics.fmean((low, high)), (low, high))
 
-    answers = [latency_of(0.8, 1.2)]
+    again = latency_of(0.8, 1.2)
+    answers = [again]
     monkeypatch.setattr(latency, "compare", lambda *_args, **_options: answers.pop())
     runtime = Runtime()
-    assert not latency.slower(b"", b"", {}, runtime, seen=latency_of(1.1, 1.2))
+    faster = latency_of(1.1, 1.2)
+    assert latency.confirmed(b"", b"", {}, runtime, seen=faster) is faster
     assert len(answers) == 1
-    assert not latency.slower(b"", b"", {}, runtime, seen=latency_of(0.8, 0.9))
+    assert latency.confirmed(b"", b"", {}, runtime, seen=latency_of(0.8, 0.9)) is again
     assert not answers
 
 

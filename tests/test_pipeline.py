@@ -42,16 +42,16 @@ class FakeTimer:
         speedup = self.speedups.pop(0) if self.speedups else 2.0
         return Latency("CPUExecutionProvider", runtime.threads, batch, 1.0, 1 / speedup, speedup, (speedup, speedup))
 
-    def slower(self, *_: Any, seen: Latency) -> bool:
-        """As `latency.slower`."""
-        return seen.verdict == "slower"
+    def confirmed(self, *_: Any, seen: Latency) -> Latency:
+        """As `latency.confirmed`."""
+        return seen
 
 
 @pytest.fixture(autouse=True)
 def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
     fake = FakeTimer()
     monkeypatch.setattr(latency, "compare", fake.compare)
-    monkeypatch.setattr(latency, "slower", fake.slower)
+    monkeypatch.setattr(latency, "confirmed", fake.confirmed)
     return fake
 
 
@@ -408,7 +408,7 @@ def test_latency_is_timed_at_one_sample_and_a_batch(timer: FakeTimer) -> None:
     assert timer.batches == [1, 80]
     timer.batches.clear()
     run(mlp(batch=2), calibration=X, tolerance=0.05)
-    assert timer.batches == [1]
+    assert timer.batches == [2]
 
 
 # ---- inputs of all kinds ----

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from onnx_condense.data.samples import Samples
+from onnx_condense.errors import CalibrationError
 from onnx_condense.plan import IntArray, Moments
 from onnx_condense.runtime import Runtime, run
 
@@ -54,6 +55,9 @@ def collect(
         samples: the source.
         indices: which of its samples.
         runtime: how to run.
+
+    Raises:
+        CalibrationError: a tensor is infinite or too large for second moments in float32.
     """
     if not pairs:
         return []
@@ -64,6 +68,13 @@ def collect(
         for i in range(len(pairs)):
             count, left, right, product = found[4 * i : 4 * i + 4]
             wide = [np.asarray(a, np.float64) for a in (left.reshape(-1), right.reshape(-1), product)]
+            if not all(np.isfinite(a).all() for a in wide):
+                raise CalibrationError(
+                    "calibration-range",
+                    f"tensor {pairs[i].left} is not finite or too large (above about 1e18) on these samples: "
+                    "check the inputs, or condense without --calibration",
+                    pairs[i].left,
+                )
             new = Moments(float(count.reshape(-1)[0]), *wide)
             old = totals[i]
             totals[i] = new if old is None else old.plus(new)

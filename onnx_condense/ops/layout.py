@@ -91,8 +91,15 @@ def _extent(shape: Shape) -> tuple[int, tuple[str, ...]] | None:
     return math.prod(n for n in shape if isinstance(n, int)), tuple(sorted(n for n in shape if isinstance(n, str)))
 
 
+def _drops_any_single(call: Call) -> str:
+    """Without axes Squeeze removes every axis of size 1, so it would also remove a width that became 1."""
+    named = call.attributes.get("axes") is not None or (len(call.operands) > 1 and call.operands[1] is not None)
+    return "" if named else "squeezes every axis of size 1"
+
+
 register(
     OpRule("Transpose", trace_transpose, law=Law.MOVE),
     OpRule("Reshape", trace_named_shape, since=5, law=Law.MOVE),
-    *(OpRule(op, trace_reshape, law=Law.MOVE) for op in ("Flatten", "Squeeze", "Unsqueeze")),
+    OpRule("Squeeze", trace_reshape, law=Law.MOVE, guard=_drops_any_single),
+    *(OpRule(op, trace_reshape, law=Law.MOVE) for op in ("Flatten", "Unsqueeze")),
 )

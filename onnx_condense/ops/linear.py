@@ -51,7 +51,7 @@ def trace_gemm(call: Call) -> Effect:
 
 
 def _with_addend(call: Call, effect: Effect) -> Effect:
-    """Gemm's C: a constant is carried by the rows, a computed one is tied to them."""
+    """Gemm's C: a constant is carried by the rows, a computed one pins them and itself."""
     addend = call.operands[2] if len(call.operands) > 2 else None
     if addend is None or effect.output is None:
         return effect

@@ -68,7 +68,7 @@ class Call:
 class Effect:
     """What a node does to channels.
 
-    outputs: labels of the outputs, all of them alike.
+    output: labels of every output, or None: the outputs own no channel.
     ties: pairs of label arrays of equal shape that become one, position by position.
     sizes: numbers in constants that name a width.
     pins: (labels, reason) of channels that must stay.

@@ -110,7 +110,7 @@ class RefusalRow:
 class Report:
     """What happened, as data. `after` counts equal `before` when the status is "unchanged".
 
-    macs: multiply-accumulates of one sample (symbolic dims counted as 1).
+    macs: multiply-accumulates of one pass, symbolic sizes counted as 1 (a fixed batch as it is).
     latency: empty where nothing was timed (unchanged or failed).
     notes: remarks for the user in order of appearance (casts made, weak coverage, per-feature warnings).
     """

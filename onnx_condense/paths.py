@@ -1,0 +1,73 @@
+"""The files that the command reads and writes: may it, and how to do it without harm."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from onnx_condense.errors import ModelError, UsageError
+
+
+def check_writable(path: Path, name: str, others: dict[str, Path | None], *, pipes: bool = False) -> None:
+    """UsageError unless a file can be put at `path` without harm to the others."""
+    for other_name, other in others.items():
+        if other is not None and same_file(path, other):
+            raise UsageError("same-file", f"{path}: {name} and {other_name} are the same file")
+    status = status_of(path)
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise UsageError("out-folder", f"{path}: {name} is a folder; name a file")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        # A rename would replace the device or pipe itself.
+        if pipes and os.access(path, os.W_OK):
+            return
+        raise UsageError("out-special", f"{path}: {name} is not a regular file")
+    folder = status_of(path.parent)
+    if folder is None or not stat.S_ISDIR(folder.st_mode):
+        raise UsageError("out-folder-missing", f"{path}: {name} can't be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError("out-not-writable", f"{path}: {name} can't be written: no permission in {path.parent}")
+
+
+def status_of(path: Path, *, follow: bool = True) -> os.stat_result | None:
+    """What is at a path, or None."""
+    try:
+        return path.stat(follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, by links of either kind."""
+    first, second = status_of(one), status_of(other)
+    if first is not None and second is not None:
+        return os.path.samestat(first, second)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def check_source(source: Path) -> None:
+    """ModelError unless IN is a file that can be read."""
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError as error:
+        raise ModelError("model-missing", f"{source}: no such file") from error
+    except OSError as error:
+        raise ModelError("model-unreadable", f"{source}: can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise ModelError("model-not-a-file", f"{source}: is {kind}, not an ONNX file")
+    if not os.access(source, os.R_OK):
+        raise ModelError("model-unreadable", f"{source}: can't be read: no permission")
+
+
+def put_text(path: Path, text: str) -> None:
+    """Write so that nobody ever reads half a file; a pipe or device is written to directly."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
