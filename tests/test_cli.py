@@ -537,3 +537,22 @@ def test_progress_shows_stages_as_text(tmp_path: Path) -> None:
 def test_parts_print_to_any_console(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_report(CONDENSED, Console(width=100))
     assert "6.92 M" in capsys.readouterr().out
+
+
+def test_out_is_not_written_where_json_can_not_be(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert_one_line(call("net.onnx", "slim.onnx", "--json", "r.json"), 2, "r.json", "No space left")
+    assert not Path("slim.onnx").exists()
+
+
+def test_json_does_not_tell_of_a_file_that_could_not_be_written(fake: FakePipeline) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    fake.save_action = full
+    assert_one_line(call("net.onnx", "slim.onnx", "--json", "r.json"), 2, "slim.onnx", "No space left")
+    assert not Path("slim.onnx").exists()
+    assert not Path("r.json").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mlps import mlp, normal
+from mlps import Net, mlp, normal
 
 from onnx_condense.data import input_specs, load
 from onnx_condense.fitting import RIDGES, Fitter
@@ -32,3 +32,23 @@ def test_fitting_on_all_counts_all_rows() -> None:
     fitter = make()
     fitter.use_all(np.arange(20, 60))
     assert {m.count for m in fitter._fit.values()} == {60.0}
+
+
+def test_a_factor_counts_as_if_it_were_in_the_weights() -> None:
+    """Two Gemms read one layer, one of them scaled by alpha: the order in which channels go is the same either way."""
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((20, 3)), rng.standard_normal((20, 3))
+    hidden = rng.standard_normal((5, 20))
+
+    def order(alpha: float) -> list[int]:
+        net = Net({"x": ["N", 5]})
+        h = net.node("Tanh", net.node("MatMul", "x", net.weight("w", hidden)))
+        net.node("Gemm", h, net.weight("u", u), out="y")
+        net.node("Gemm", h, net.weight("v", v * 1e-2 / alpha), out="z", alpha=alpha)
+        network = Network(net.model({"y": ["N", 3], "z": ["N", 3]}))
+        samples = load(normal(200, 5), input_specs(network.proto.graph))
+        rows = np.arange(200)
+        fitter = Fitter(network, find_spaces(network), samples, rows[:100], rows[100:], Runtime(threads=1))
+        return list(map(int, fitter.eliminations[0].order))
+
+    assert order(1e-2) == order(1.0)

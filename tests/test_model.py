@@ -158,3 +158,33 @@ def test_scalars_keep_their_rank() -> None:
     replace_tensor(tensor, np.array(2.0))
     assert list(tensor.dims) == []
     assert numpy_helper.to_array(tensor) == 2.0
+
+
+def test_weights_of_another_network_are_not_overwritten(tmp_path: Path) -> None:
+    network = load(external(tmp_path))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "weights.bin").write_bytes(b"somebody else's")
+    with pytest.raises(UsageError, match=r"weights\.bin"):
+        copy_unchanged(network, other / "copy.onnx")
+    assert (other / "weights.bin").read_bytes() == b"somebody else's"
+    assert {p.name for p in other.iterdir()} == {"weights.bin"}
+    (other / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+    copy_unchanged(network, other / "copy.onnx")
+    assert load(other / "copy.onnx")
+
+
+def test_the_ending_of_a_file_means_nothing(tmp_path: Path) -> None:
+    for name in ("net.json", "net.onnxtxt", "net.textproto"):
+        assert load(_written(tmp_path / name, small().SerializeToString())).inputs == ("x",)
+        with pytest.raises(ModelError) as raised:
+            load(_written(tmp_path / name, b"{ nothing of ours"))
+        assert raised.value.code == "model-not-onnx"
+
+
+def test_links_are_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real.onnx").write_bytes(b"old")
+    (tmp_path / "link.onnx").symlink_to("real.onnx")
+    write_atomically(tmp_path / "link.onnx", b"new")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert (tmp_path / "real.onnx").read_bytes() == b"new"

@@ -12,6 +12,7 @@ from onnx import helper
 
 from onnx_condense import runtime
 from onnx_condense.data import input_specs, load
+from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence import moments
 from onnx_condense.evidence.moments import PREFIX, Pair, collect, of_axis, side_by_side
 from onnx_condense.plan import Moments
@@ -172,3 +173,9 @@ def test_side_by_side_keeps_what_bodies_take_from_outside() -> None:
     pair = Pair("y", 1, PREFIX + "y", 1)
     (found,) = collect(joint, [pair], {"y": 2, PREFIX + "y": 2}, samples, np.arange(20), RUNTIME)
     assert_close(found, reference(4 * x, 9 * x))
+
+
+def test_values_too_large_for_second_moments_are_named() -> None:
+    with pytest.raises(CalibrationError, match="tensor t ") as raised:
+        moments_of(identity(["N", 4]), [of_axis("t", 1)], {"t": 2}, 1e19 * normal(20, 4))
+    assert raised.value.code == "calibration-range"

@@ -237,3 +237,18 @@ def test_a_shape_read_by_two_reshapes_is_cloned_where_they_part() -> None:
     done = lossless(proto)
     assert done.widths() == [6]
     assert_same_outputs(proto, done.proto)
+
+
+def test_squeezing_whatever_has_size_one_pins() -> None:
+    """At width 1 the channel axis itself would vanish."""
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["a"]),
+        NODE("Squeeze", ["a"], ["h"], name="any"),
+        NODE("MatMul", ["h", "u"], ["y"]),
+    ]
+    stored = {"w": np.ones((5, 8), F), "u": np.ones((8, 3), F)}
+    proto = model(nodes, stored, {"x": [4, 5]}, {"y": [4, 3]})
+    assert ("any (Squeeze)", "squeezes every axis of size 1") in {
+        (r.node, r.reason) for r in find_spaces(load(proto)).refusals
+    }
+    assert not lossless(proto).plan.selections

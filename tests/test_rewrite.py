@@ -361,3 +361,41 @@ def test_a_declared_scalar_bias_that_becomes_a_vector() -> None:
 
 def test_the_rule_for_activations_is_tested_for_each_of_them() -> None:
     assert {k for k, v in ACTIVATIONS.items() if v.scales} == {"Relu", "LeakyRelu", "Abs", "PRelu"}
+
+
+def test_a_new_node_takes_no_name_that_is_in_use() -> None:
+    """Reader l2 needs a bias of its own; the Add of the layer before is already called l2_bias."""
+    rng = np.random.default_rng(0)
+    w, b = rng.standard_normal((7, 6)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
+    w[:, 2] = 0
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="l1"),
+        helper.make_node("Add", ["m", "b"], ["z"], name="l2_bias"),
+        helper.make_node("Tanh", ["z"], ["h"], name="l2_before_bias"),
+        helper.make_node("MatMul", ["h", "u"], ["y"], name="l2"),
+    ]
+    stored = {"w": w, "b": b, "u": rng.standard_normal((6, 4)).astype(np.float32)}
+    proto = builders.model(nodes, stored, {"x": ["N", 7]}, {"y": ["N", 4]})
+    done = lossless(proto)
+    assert done.widths() == [5]
+    assert_same_outputs(proto, done.proto)
+    names = [n.name for n in done.proto.graph.node]
+    assert len(names) == len(set(names))
+
+
+def test_a_bias_that_was_switched_off_leaves_no_dead_constant() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((7, 6)).astype(np.float32)
+    w[:, 2] = 0
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Tanh", ["z"], ["h"]),
+        helper.make_node("Gemm", ["h", "u", "c"], ["y"], beta=0.0),
+    ]
+    stored = {"w": w, "b": np.ones(6, np.float32), "u": rng.standard_normal((6, 4)).astype(np.float32)}
+    proto = builders.model(nodes, stored | {"c": np.ones(4, np.float32)}, {"x": ["N", 7]}, {"y": ["N", 4]})
+    done = lossless(proto)
+    assert done.widths() == [5]
+    assert_same_outputs(proto, done.proto)
+    read = {name for n in done.proto.graph.node for name in n.input}
+    assert {t.name for t in done.proto.graph.initializer} <= read
