@@ -539,7 +539,8 @@ def test_parts_print_to_any_console(capsys: pytest.CaptureFixture[str]) -> None:
     assert "6.92 M" in capsys.readouterr().out
 
 
-def test_out_is_not_written_where_json_can_not_be(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fake")
+def test_out_is_not_written_where_json_can_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
