@@ -308,3 +308,14 @@ def test_the_rounding_level_grows_with_layers_and_lengths() -> None:
     assert level(widths=(3, 8, 2)) < level(widths=(3, 200, 2)) < level(widths=(3, 200, 200, 200, 2)) < 1e-4
     assert level(widths=(3, 200, 2), dtype=np.float64) < 1e-12
     assert level(widths=(3, 200, 2)) < level(widths=(3, 200, 2), dtype=np.float16) < 0.01
+
+
+def test_wrong_shapes_that_the_dense_network_declares_are_no_defect() -> None:
+    """Exporters leave such; ONNX Runtime only warns."""
+    dense = mlp()
+    dense.graph.value_info.append(helper.make_tensor_value_info(dense.graph.node[0].output[0], 1, ["N"]))
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.shape_inference.infer_shapes(dense, strict_mode=True, check_type=True)
+    check_graph(dense, dense)
+    with pytest.raises(DefectError):
+        check_graph(mlp(), dense)
