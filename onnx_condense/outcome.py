@@ -81,6 +81,8 @@ def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Rep
 
 def why_unchanged(view: ChannelView, goal: Goal) -> Reason:
     """Why no narrower network was found."""
+    if not view.spaces:
+        return Reason("nothing-found", "no Gemm or MatMul with a stored weight and an input of known rank was found")
     if not any(s.reducible for s in view.spaces):
         return Reason("nothing-free", "no hidden layer can be narrowed: every channel is pinned (see refusals)")
     if goal.lossless:

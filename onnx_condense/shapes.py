@@ -15,7 +15,12 @@ Shape = tuple[int | str | None, ...]
 # Shape inference wants the values of small integer constants (Reshape, Slice), never those of weights.
 _SMALL = 1024
 
-_ALIKE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
+# Ops that onnx infers no shapes for, and what has a result of the same shape and type.
+_ALIKE = {
+    **dict.fromkeys((("com.microsoft", op) for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")), "Identity"),
+    **dict.fromkeys((("ai.onnx.ml", op) for op in ("Binarizer", "Imputer")), "Identity"),
+    **dict.fromkeys((("ai.onnx.ml", op) for op in ("Normalizer", "Scaler")), "Cast"),
+}
 
 
 def infer_shapes(proto: onnx.ModelProto) -> Mapping[str, Shape]:
@@ -71,9 +76,12 @@ def _without_weights(proto: onnx.ModelProto, declared: Iterable[onnx.ValueInfoPr
 def _translate(graph: onnx.GraphProto, functions: AbstractSet[tuple[str, str]]) -> None:
     """Ops that onnx does not know but whose result is shaped like their first operand."""
     for node in graph.node:
-        if node.domain == "com.microsoft" and node.op_type in _ALIKE and (node.domain, node.op_type) not in functions:
+        op = (node.domain, node.op_type)
+        if op in _ALIKE and op not in functions:
             del node.attribute[:], node.input[1:]
-            node.domain, node.op_type = "", "Identity"
+            node.domain, node.op_type = "", _ALIKE[op]
+            if node.op_type == "Cast":
+                node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

@@ -181,9 +181,9 @@ def test_group_of_wrong_length_is_refused() -> None:
 
 
 def test_an_input_called_group_is_an_input() -> None:
-    samples = data.load({"group": np.array([7, 7, 7])}, (InputSpec("group", I64, ("N",)),))
+    samples = data.load({"group": np.array([7, 8, 9])}, (InputSpec("group", I64, ("N",)),))
     assert samples.groups.tolist() == [0, 1, 2]
-    assert gather_all(samples, "group").tolist() == [7, 7, 7]
+    assert gather_all(samples, "group").tolist() == [7, 8, 9]
 
 
 # Feeds

@@ -79,3 +79,23 @@ def test_too_few_samples_or_groups() -> None:
     few(grouped(np.repeat([0, 1], 50)), "calibration-groups", "100 samples in 2 groups", "at least 3 groups")
     few(grouped([0] * 96 + [1] * 2 + [2] * 2), "calibration-groups", "in 3 groups", "at least 5", "more groups")
     few(grouped([4] * 40), "calibration-groups", "1 groups", "at least 2 groups", separate=True)
+
+
+def test_equal_samples_are_one_group() -> None:
+    """What was fitted on would judge itself."""
+    distinct = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    samples = data.load({"x": distinct[np.tile(np.arange(40), 5)]}, (X,))
+    np.testing.assert_array_equal(samples.groups, np.tile(np.arange(40), 5))
+    assert any("160 of 200 samples repeat" in note for note in samples.notes)
+    shares = data.split(samples, 0)
+    parts = [set((share % 40).tolist()) for share in (shares.fit, shares.search, shares.verify)]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+
+
+def test_samples_that_never_vary_judge_nothing() -> None:
+    samples = data.load({"x": np.ones((200, 3), np.float32)}, (X,))
+    with pytest.raises(CalibrationError) as raised:
+        data.split(samples, 0)
+    assert raised.value.code == "calibration-groups"

@@ -188,3 +188,23 @@ def test_links_are_written_through(tmp_path: Path) -> None:
     write_atomically(tmp_path / "link.onnx", b"new")
     assert (tmp_path / "link.onnx").is_symlink()
     assert (tmp_path / "real.onnx").read_bytes() == b"new"
+
+
+def test_shapes_behind_a_scaler_are_known() -> None:
+    """Pipelines of scikit-learn start with one; onnx itself infers nothing for it."""
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["s"], domain="ai.onnx.ml", scale=[2.0], offset=[1.0]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [onnx.numpy_helper.from_array(np.ones((3, 2), F), "w")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
+    network = load(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    assert network.shape("s") == ("N", 3)
+    assert network.types["s"] == TensorProto.FLOAT
+    assert [s.width for s in find_spaces(network).spaces] == [2]

@@ -73,4 +73,6 @@ def _too_few(groups: IntArray, weights: Sequence[int]) -> CalibrationError:
     if count < needed:
         return CalibrationError("calibration-few", f"{has}, at least {needed} are needed; give more")
     text = f"{has} in {distinct} groups, which never split: {len(weights)} shares of at least {SMALLEST_SHARE} samples "
-    return CalibrationError("calibration-groups", text + f"need at least {len(weights)} groups; give more groups")
+    return CalibrationError(
+        "calibration-groups", text + f"need at least {len(weights)} groups; give more groups (equal samples are one)"
+    )

@@ -37,8 +37,28 @@ def load_rows(where: str, values: Mapping[str, Any], specs: Sequence[InputSpec])
     if rest:
         notes.append(f"the last {rest} of {rows} rows are left out: the network takes {size} rows at a time")
     rowwise = {spec.name: arrays.pop(spec.name) for spec in sliced}
-    groups = np.arange(count, dtype=np.int64) if group is None else _group_codes(where, group, rows, size)
+    groups = _equal_samples(rowwise, count) if group is None else _group_codes(where, group, rows, size)
+    repeats = count - len(np.unique(groups)) if group is None else 0
+    if repeats:
+        notes.append(f"{repeats} of {count} samples repeat others: equal samples stay on one side of the split")
     return Rows(groups, tuple(notes), rowwise, whole=arrays, block=block)
+
+
+def _equal_samples(rowwise: Mapping[str, Array], count: int) -> IntArray:
+    """One group per distinct sample [count]: a copy of what was fitted on would judge nothing."""
+    groups = np.zeros(count, np.int64)
+    for array in rowwise.values():
+        size = len(array) // count
+        rows = np.ascontiguousarray(array[: size * count]).reshape(count, -1)
+        if not rows.shape[1]:
+            continue
+        if rows.dtype.hasobject:
+            rows = rows.astype(np.str_)
+        _, codes = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))), return_inverse=True)
+        _, groups = np.unique(np.stack([groups, codes.reshape(-1)], 1), axis=0, return_inverse=True)
+    # Named by the first sample of each, so that distinct samples number as they stand.
+    _, first, codes = np.unique(groups.reshape(-1), return_index=True, return_inverse=True)
+    return np.asarray(first[codes.reshape(-1)], np.int64)
 
 
 def _find_sliced(
