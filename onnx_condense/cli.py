@@ -194,7 +194,7 @@ def _guarded(call: Call) -> int:
 def _run(call: Call) -> None:
     _check_options(call)
     check_source(call.source)
-    from onnx_condense import pipeline  # noqa: PLC0415  # heavy
+    from onnx_condense import pipeline
 
     # Libraries that print to stdout must not spoil JSON that goes there.
     with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
@@ -261,14 +261,14 @@ def _check_options(call: Call) -> None:
 
 
 def _complain(text: str) -> None:
-    from onnx_condense.report.terminal import emit, inert  # noqa: PLC0415  # rich is not needed for --help
+    from onnx_condense.report.terminal import emit, inert
 
     with contextlib.suppress(UsageError):
         emit(f"{PROGRAM}: error: {inert(' '.join(text.split()))}\n", sys.stderr)
 
 
 def _show(call: Call, report: Report) -> None:
-    from onnx_condense.report.terminal import closing_line, emit, page  # noqa: PLC0415  # rich is not needed for --help
+    from onnx_condense.report.terminal import closing_line, emit, page
 
     stream = sys.stderr if call.json == STDOUT else sys.stdout
     color = stream is not None and stream.isatty()
@@ -284,7 +284,7 @@ def _write_json(call: Call, report: Report) -> None:
     ordered = {"schema": data.pop("schema"), **data}
     text = f"{json.dumps(_finite(ordered), indent=2, allow_nan=False)}\n"
     if call.json_file is None:
-        from onnx_condense.report.terminal import emit  # noqa: PLC0415  # rich is not needed for --help
+        from onnx_condense.report.terminal import emit
 
         emit(text, sys.stdout)
         return
@@ -307,7 +307,7 @@ def _progress(call: Call) -> contextlib.AbstractContextManager[Progress | None]:
     """A progress bar on stderr, if a person can see it; log lines would tear it apart."""
     if call.quiet or call.verbose or sys.stderr is None or not sys.stderr.isatty():
         return contextlib.nullcontext()
-    from onnx_condense.report.terminal import progress_bar  # noqa: PLC0415  # rich is not needed for --help
+    from onnx_condense.report.terminal import progress_bar
 
     return progress_bar(sys.stderr)
 
