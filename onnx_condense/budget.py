@@ -35,12 +35,20 @@ class SpaceCurve:
 
     width, least: channels now and at least; local [width - least + 1]: relative squared error at the readers
     after each removal; probes: ((removed, measured squared end-to-end error), ...), at least one.
+    multiple: widths to stop at are multiples of it, as long as there is one.
     """
 
     width: int
     least: int
     local: FloatArray
     probes: tuple[tuple[int, float], ...]
+    multiple: int = 1
+
+    def narrower(self, width: int, by: int) -> int:
+        """The width to stop at next."""
+        wish = max(self.least, width - by)
+        rounded = wish - wish % self.multiple
+        return rounded if rounded >= max(self.least, self.multiple) else wish
 
     def predicted(self) -> FloatArray:
         """Squared end-to-end error per channels removed [width - least + 1]: probes joined in log-log."""
@@ -104,7 +112,7 @@ def _best_step(
     for i, curve in enumerate(curves):
         step = max(1, round(STEP * widths[i]))
         while widths[i] > curve.least:
-            width = max(curve.least, widths[i] - step)
+            width = curve.narrower(widths[i], step)
             saved = saving(widths, i, width)
             if saved > 0:
                 added = float(predicted[i][curve.width - width]) - squared[i]

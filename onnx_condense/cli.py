@@ -196,6 +196,7 @@ def _run(call: Call) -> None:
     check_source(call.source)
     from onnx_condense import pipeline
 
+    _check_weights(call)
     # Libraries that print to stdout must not spoil JSON that goes there.
     with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
         condensed = pipeline.condense(
@@ -258,6 +259,16 @@ def _check_options(call: Call) -> None:
             raise UsageError("out-exists", f"{call.target}: exists; --force overwrites it")
     if call.json_file is not None:
         check_writable(call.json_file, "--json", {**inputs, "OUT": call.target}, pipes=True)
+
+
+def _check_weights(call: Call) -> None:
+    """Weights lie in files that only the network names; no output may take the place of one."""
+    from onnx_condense.files import check_target, weights_of
+
+    weights = weights_of(call.source)
+    for target, name in ((call.target, "OUT"), (call.json_file, "--json")):
+        if target is not None:
+            check_target(target, name, call.target, call.source.parent, weights)
 
 
 def _complain(text: str) -> None:

@@ -23,19 +23,25 @@ def refit(
     """New columns and offset of one reader.
 
     Args:
-        weight: [O, K] dense columns.
+        weight: [O, K] dense columns; [O b, K] where b columns of a channel are pooled.
         cross: moments of (t [K], h [L]).
         kept: moments of (h, h) on the same rows.
         keep: [L] which columns stay.
         ridge: relative to the mean variance of h.
 
     Returns:
-        W' [O, L] and c [O].
+        W' [O, L] ([O b, L]) and c [O].
     """
     C, level = kept.covariance, mean_variance(kept.covariance)
     target = weight @ cross.covariance + ridge * level * weight[:, keep]
     fitted = scipy.linalg.cho_solve(factorized(C, ridge), target.T, overwrite_b=True, check_finite=False).T
-    return fitted, weight @ cross.left - fitted @ cross.right
+    return fitted, _means(weight, cross.left) - _means(fitted, cross.right)
+
+
+def _means(weight: FloatArray, means: FloatArray) -> FloatArray:
+    """What a weight [O b, K] makes of means [b, K] (or [K]): [O]."""
+    rows = np.atleast_2d(means)
+    return np.asarray(np.einsum("obk,bk->o", weight.reshape(-1, *rows.shape), rows, optimize=True))
 
 
 def mean_variance(C: FloatArray) -> float:

@@ -76,6 +76,9 @@ def count_macs(proto: onnx.ModelProto) -> int:
     return total
 
 
+NO_READER = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """One axis of a constant: positions that stay, and per space how many positions each of its channels owns."""
@@ -95,12 +98,14 @@ class WidthCosts:
         self._full = [s.width for s in view.spaces]
         self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels}
         self._total = count_parameters(network.proto)
+        # Tags of readers: those of one group share theirs.
         group = {u: g for g, uses in enumerate(view.shared, 1) for u in uses}
-        # Per stored constant, per use: its axes, and a tag of the readers that are refitted together.
+        # Per stored constant, per use: its axes (of a weight: rows, columns, taps), and the tag of its reader.
         self._uses: dict[str, list[tuple[tuple[_Axis, ...], int]]] = {}
         for i, use in enumerate(view.linear):
             name = network.nodes[use.weight.node].inputs[use.weight.position]
-            axes = (self._axis(use.rows) if use.rows.size else _Axis(1, ()), self._axis(use.columns))
+            rows = self._axis(use.rows) if use.rows.size else _Axis(1, ())
+            axes = (rows, self._axis(use.columns), _Axis(use.taps, ()))
             self._uses.setdefault(network.root(name), []).append((axes, group.get(i, -1 - i)))
         for constant in view.constants:
             name = network.nodes[constant.operand.node].inputs[constant.operand.position]
@@ -108,7 +113,7 @@ class WidthCosts:
             assert value is not None
             labels = np.broadcast_to(constant.labels, value.shape)
             lines = tuple(self._axis(_line(labels, axis)) for axis in range(labels.ndim))
-            self._uses.setdefault(network.root(name), []).append((lines, 0))
+            self._uses.setdefault(network.root(name), []).append((lines, NO_READER))
         self._held = _held(network, {r: len(uses) for r, uses in self._uses.items()})
         self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
         self._touching: dict[int, list[str]] = {}
@@ -138,7 +143,7 @@ class WidthCosts:
         for axes, tag in self._uses[root]:
             cut = tuple(tuple(s for s, _ in a.spaces if widths[s] < self._full[s]) for a in axes)
             # Readers that are refitted apart get different numbers even where the same columns go.
-            refitted = tag if len(cut) == 2 and cut[1] and tag else None
+            refitted = tag if tag != NO_READER and cut[1] else None
             key = (*cut, refitted) if any(cut) else ()
             versions[key] = _elements(axes, widths)
         return sum(versions.values())

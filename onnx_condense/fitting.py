@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,42 +16,33 @@ import onnx
 from onnx_condense.compensate import refit
 from onnx_condense.data.samples import Samples
 from onnx_condense.evidence import moments
+from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair
-from onnx_condense.evidence.values import stored_weight
 from onnx_condense.model import Network, inlined
 from onnx_condense.plan import (
-    PINNED,
     ChannelSpace,
     ChannelView,
-    FloatArray,
     IntArray,
     Moments,
     Plan,
     ReaderUpdate,
     Selection,
 )
+from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 
 SELECTION_RIDGE = 1e-5
-# Relative to the mean variance. With RICH rows per kept channel the choice does not matter (docs/benchmarks.md).
-RICH = 10
+# Relative to the mean variance. With RICH rows per kept column the choice does not matter (docs/benchmarks.md).
 USUAL_RIDGE = 1e-4
 RIDGES = (1e-4, 1e-3, 1e-2)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Readers that are refitted together: one, or all uses of a weight that is stored once.
-
-    weight: [O, K]; columns: labels [K]; level: how many refitted readers lie upstream at most.
-    """
-
-    uses: tuple[int, ...]
-    weight: FloatArray
-    columns: IntArray
-    level: int
+# Rows to look at in all, of tensors that have many per sample: at least, and per column.
+LEAST_ROWS = 2**14
+ROWS_PER_COLUMN = 20
+# Rows and numbers that one pass may sum and hold.
+PASS_ROWS = 2**13
+PASS_ELEMENTS = 2**26
 
 
 class Fitter:
@@ -74,9 +66,16 @@ class Fitter:
         self._samples, self._runtime = samples, runtime
         self._proto = inlined(network)
         self.spaces = tuple(s for s in view.spaces if s.reducible)
-        self._groups = self._find_groups()
-        self._axes = sorted({self._axis(u) for g in self._groups for u in g.uses})
-        self._fit_rows, self._fit = fit, self._dense(fit)
+        self._fit_rows = fit
+        self._readers = find_readers(network, view, self.spaces)
+        rows = self._count_rows()
+        held = max((rows[c] * len(r.labels) for r in self._readers for c in r.columns), default=1)
+        self._readers = [self._laid_out(r, max(rows[c] for c in r.columns)) for r in self._readers]
+        taken = max((c.take for r in self._readers for c in r.columns), default=0)
+        # Few enough samples per pass for exact sums in fp32 and for the memory that patches need.
+        self._batch = min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1))
+        self._batch = max(self._batch, 1)
+        self._fit = self._dense(fit)
         self._held = self._dense(search)
         # Ridges are chosen on what the search share was held out from, also once it is fitted on.
         self._chosen_on = self._fit
@@ -85,58 +84,63 @@ class Fitter:
 
     def use_all(self, search: IntArray) -> None:
         """From now on fit on fit + search together; ridges are still chosen with search held out."""
-        self._fit = {axis: self._fit[axis].plus(self._held[axis]) for axis in self._axes}
+        self._fit = {columns: known.plus(self._held[columns]) for columns, known in self._fit.items()}
         self._fit_rows = np.sort(np.concatenate([self._fit_rows, search]))
-
-    # ---- what reads what ----
-
-    def _axis(self, use: int) -> tuple[str, int]:
-        linear = self.view.linear[use]
-        return self.network.nodes[linear.activation.node].inputs[linear.activation.position], linear.act_axis
-
-    def _find_groups(self) -> list[_Group]:
-        removable = {int(c) for s in self.spaces for c in s.channels[~s.pinned]}
-        reading = [i for i, u in enumerate(self.view.linear) if not removable.isdisjoint(u.columns.tolist())]
-        together = {u: uses for uses in self.view.shared for u in uses}
-        members = sorted({tuple(u for u in together.get(i, (i,)) if u in reading) for i in reading})
-        levels = _levels(self.network, {self.view.linear[i].weight.node for i in reading})
-        groups = []
-        for uses in members:
-            weight = stored_weight(self.network, self.view.linear[uses[0]])
-            assert weight is not None
-            level = max(levels.get(self._axis(u)[0], 0) for u in uses)
-            groups.append(_Group(uses, weight, self.view.linear[uses[0]].columns, level))
-        return groups
 
     # ---- moments ----
 
+    def _count_rows(self) -> dict[Columns, int]:
+        """Rows of one sample, by columns."""
+        columns = sorted({c for r in self._readers for c in r.columns}, key=repr)
+        found = moments.count_rows(self._proto, columns, self._ranks(), self._samples, self._fit_rows, self._runtime)
+        return dict(zip(columns, found, strict=True))
+
+    def _laid_out(self, readers: Readers, rows: int) -> Readers:
+        """The readers with columns pooled and rows thinned out as time and samples ask for.
+
+        rows: of one sample.
+        """
+        taps = self.view.linear[readers.uses[0]].taps
+        few = rows * len(self._fit_rows) < RICH * len(readers.labels)
+        alike = pooled(readers, taps) if few or len(readers.labels) > FULL else None
+        chosen = alike or readers
+        wanted = max(LEAST_ROWS, ROWS_PER_COLUMN * len(chosen.labels) // max(chosen.pooled, 1))
+        take = math.ceil(wanted / len(self._fit_rows))
+        if take >= rows:
+            return chosen
+        columns = tuple(dataclasses.replace(c, take=take) for c in chosen.columns)
+        return dataclasses.replace(chosen, columns=columns)
+
     def _ranks(self) -> dict[str, int]:
-        return {name: len(self.network.shape(name) or ()) for name, _ in self._axes}
+        return {c.tensor: len(self.network.shape(c.tensor) or ()) for r in self._readers for c in r.columns}
 
-    def _dense(self, indices: IntArray) -> dict[tuple[str, int], Moments]:
-        pairs = [moments.of_axis(*axis) for axis in self._axes]
-        found = moments.collect(self._proto, pairs, self._ranks(), self._samples, indices, self._runtime)
-        return dict(zip(self._axes, found, strict=True))
+    def _collect(self, proto: onnx.ModelProto, pairs: Sequence[Pair], indices: IntArray) -> list[Moments]:
+        ranks = self._ranks()
+        ranks |= {PREFIX + name: rank for name, rank in ranks.items()}
+        return moments.collect(proto, pairs, ranks, self._samples, indices, self._runtime, self._batch)
 
-    def _pooled(self, source: Mapping[tuple[str, int], Moments], group: _Group) -> Moments:
-        return functools.reduce(Moments.plus, (source[self._axis(u)] for u in group.uses))
+    def _dense(self, indices: IntArray) -> dict[Columns, Moments]:
+        columns = sorted({c for r in self._readers for c in r.columns}, key=repr)
+        found = self._collect(self._proto, [moments.with_itself(c) for c in columns], indices)
+        return dict(zip(columns, found, strict=True))
+
+    def _summed(self, source: Mapping[Columns, Moments], readers: Readers) -> Moments:
+        return functools.reduce(Moments.plus, (source[c] for c in readers.columns))
 
     # ---- selection ----
 
     def _eliminate(self, space: ChannelSpace) -> Elimination:
-        """Order for one space; groups that read the very same axes are stacked into one."""
-        stacks: dict[tuple[tuple[str, int], ...], list[_Group]] = {}
-        for group in self._groups:
-            if np.isin(group.columns, space.channels[~space.pinned]).any():
-                stacks.setdefault(tuple(self._axis(u) for u in group.uses), []).append(group)
-        readers = []
-        for groups in stacks.values():
-            columns = groups[0].columns
-            where = {int(c): p for p, c in enumerate(columns) if c != PINNED}
-            position = np.array([where.get(int(c), -1) for c in space.channels])
-            weight = np.concatenate([g.weight * self.view.linear[g.uses[0]].gain for g in groups])
-            readers.append(ReaderCost(weight, self._pooled(self._fit, groups[0]).covariance, position))
-        return eliminate(readers, np.flatnonzero(~space.pinned), SELECTION_RIDGE)
+        """Order for one space; readers of the very same columns are stacked into one."""
+        stacks: dict[tuple[Columns, ...], list[Readers]] = {}
+        for readers in self._readers:
+            if np.isin(readers.labels, space.channels[~space.pinned]).any():
+                stacks.setdefault(readers.columns, []).append(readers)
+        costs = []
+        for stack in stacks.values():
+            covariance = self._summed(self._fit, stack[0]).covariance
+            weight = np.concatenate([r.weight * self.view.linear[r.uses[0]].gain for r in stack])
+            costs.append(ReaderCost(weight, covariance, stack[0].owned(space)))
+        return eliminate(costs, np.flatnonzero(~space.pinned), SELECTION_RIDGE)
 
     # ---- plans ----
 
@@ -155,17 +159,17 @@ class Fitter:
                 selections.append(Selection(space.name, keep))
                 errors[space.name] = float(np.sqrt(elimination.cost[removed]))
         gone = Plan("fitted", tuple(selections), ()).dropped(self.view.spaces)
-        touched = [g for g in self._groups if np.isin(g.columns, list(gone)).any()]
+        touched = [r for r in self._readers if np.isin(r.labels, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
-        for group in touched:
+        for readers in touched:
             # Readers further down only want a start: their stage comes.
-            careful = sequential and group.level == 0
-            self._refit(group, gone, updates, None, careful=careful)
+            careful = sequential and readers.level == 0
+            self._refit(readers, gone, updates, None, careful=careful)
         plan = Plan("fitted", tuple(selections), _ordered(updates), errors)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
-            for level in sorted({g.level for g in touched} - {0}):
-                stage = [g for g in touched if g.level == level]
+            for level in sorted({r.level for r in touched} - {0}):
+                stage = [r for r in touched if r.level == level]
                 self._refit_stage(stage, gone, updates, condensed)
                 plan = dataclasses.replace(plan, updates=_ordered(updates))
                 condensed = apply_plan(self.network, self.view, plan)
@@ -173,60 +177,57 @@ class Fitter:
 
     def _refit_stage(
         self,
-        stage: Sequence[_Group],
+        stage: Sequence[Readers],
         gone: frozenset[int],
         updates: dict[int, ReaderUpdate],
         condensed: onnx.ModelProto,
     ) -> None:
         """Refit the readers of one level on joint moments of the dense and the condensed network."""
         joint = moments.side_by_side(self._proto, condensed)
-        axes = sorted({self._axis(u) for g in stage for u in g.uses})
-        pairs = [
-            p for name, at in axes for p in (Pair(name, at, PREFIX + name, at), moments.of_axis(PREFIX + name, at))
-        ]
-        ranks = self._ranks()
-        ranks |= {PREFIX + name: rank for name, rank in ranks.items()}
-        found = moments.collect(joint, pairs, ranks, self._samples, self._fit_rows, self._runtime)
-        crossed = {axis: (found[2 * i], found[2 * i + 1]) for i, axis in enumerate(axes)}
-        for group in stage:
-            parts = [crossed[self._axis(u)] for u in group.uses]
+        columns = sorted({c for r in stage for c in r.columns}, key=repr)
+        others = [dataclasses.replace(c, tensor=PREFIX + c.tensor) for c in columns]
+        pairs = [p for c, o in zip(columns, others, strict=True) for p in (Pair(c, o), moments.with_itself(o))]
+        found = self._collect(joint, pairs, self._fit_rows)
+        crossed = {c: (found[2 * i], found[2 * i + 1]) for i, c in enumerate(columns)}
+        for readers in stage:
+            parts = [crossed[c] for c in readers.columns]
             cross = functools.reduce(Moments.plus, (c for c, _ in parts))
             kept = functools.reduce(Moments.plus, (k for _, k in parts))
-            self._refit(group, gone, updates, (cross, kept), careful=True)
+            self._refit(readers, gone, updates, (cross, kept), careful=True)
 
     def _refit(
         self,
-        group: _Group,
+        readers: Readers,
         gone: frozenset[int],
         updates: dict[int, ReaderUpdate],
         joint: tuple[Moments, Moments] | None,
         *,
         careful: bool,
     ) -> None:
-        keep = np.flatnonzero(~np.isin(group.columns, list(gone)))
+        keep = np.flatnonzero(~np.isin(readers.labels, list(gone)))
         if joint is None:
-            dense = self._pooled(self._fit, group)
-            joint = dense.part(np.arange(len(group.columns)), keep), dense.part(keep, keep)
-        ridge = self._ridge(group, keep) if careful else USUAL_RIDGE
-        fitted, offset = refit(group.weight, *joint, keep, ridge)
-        weight = np.zeros_like(group.weight)
+            dense = self._summed(self._fit, readers)
+            joint = dense.part(np.arange(len(readers.labels)), keep), dense.part(keep, keep)
+        ridge = self._ridge(readers, keep) if careful else USUAL_RIDGE
+        fitted, offset = refit(readers.weight, *joint, keep, ridge)
+        weight = np.zeros_like(readers.weight)
         weight[:, keep] = fitted
-        for use in group.uses:
-            updates[use] = ReaderUpdate(use, weight, offset * self.view.linear[use].gain)
+        for use in readers.uses:
+            updates[use] = ReaderUpdate(use, readers.matrix(weight), offset * self.view.linear[use].gain)
 
-    def _ridge(self, group: _Group, keep: IntArray) -> float:
+    def _ridge(self, readers: Readers, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
-        dense, held = self._pooled(self._chosen_on, group), self._pooled(self._held, group)
-        if dense.count >= RICH * len(keep):
+        dense, held = self._summed(self._chosen_on, readers), self._summed(self._held, readers)
+        if dense.count * max(readers.pooled, 1) >= RICH * len(keep):
             return USUAL_RIDGE
-        key = (*group.uses, len(keep))
+        key = (*readers.uses, len(keep))
         if key not in self._ridge_of:
-            everything = np.arange(len(group.columns))
+            everything = np.arange(len(readers.labels))
             cross, kept = dense.part(everything, keep), dense.part(keep, keep)
-            target, own = group.weight @ held.covariance[:, keep], held.covariance[np.ix_(keep, keep)]
+            target, own = readers.weight @ held.covariance[:, keep], held.covariance[np.ix_(keep, keep)]
 
             def held_out_error(ridge: float) -> float:
-                fitted, _ = refit(group.weight, cross, kept, keep, ridge)
+                fitted, _ = refit(readers.weight, cross, kept, keep, ridge)
                 return float(np.einsum("ij,ij->", fitted @ own - 2 * target, fitted))
 
             self._ridge_of[key] = min(RIDGES, key=held_out_error)
@@ -235,12 +236,3 @@ class Fitter:
 
 def _ordered(updates: Mapping[int, ReaderUpdate]) -> tuple[ReaderUpdate, ...]:
     return tuple(updates[i] for i in sorted(updates))
-
-
-def _levels(network: Network, refitted: set[int]) -> dict[str, int]:
-    """Per tensor, the largest number of refitted nodes on a path to it."""
-    levels: dict[str, int] = {}
-    for node in network.nodes:
-        level = max((levels.get(name, 0) for name in (*node.inputs, *node.captured)), default=0)
-        levels.update(dict.fromkeys(node.outputs, level + (node.index in refitted)))
-    return levels

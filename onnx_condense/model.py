@@ -7,10 +7,8 @@ keeps every field; graphsurgeon only supplies the connected view (its exporter w
 from __future__ import annotations
 
 import dataclasses
-import filecmp
+import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_condense.errors import ModelError, UsageError
+from onnx_condense.errors import ModelError
+from onnx_condense.external import Source, byte_count, external_tensors
+from onnx_condense.known import Knowledge, Known
 from onnx_condense.shapes import Shape, infer
 
 G_LOGGER.severity = G_LOGGER.ERROR
 G_LOGGER.colors = False
 
 PROTOBUF_LIMIT = 2**31 - 1
+TOO_LARGE = "is over 2 GiB, which one protobuf file can't hold; store its weights as external data"
+
+# Element types of sizes, axes and pads.
+_SIZES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+
+# Bytes of the largest external tensor that shape inference may want to look into.
+SMALL = 8192
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,13 +69,16 @@ class Network:
         inputs: names of graph inputs that are not initializers.
         outputs: names of graph outputs.
         shapes, types: known shapes and element types of tensors, by name.
+        weights: where external weights are looked for.
         functions: (domain, op type) of the functions that the model brings along; these hide standard ops.
     """
 
     def __init__(self, proto: onnx.ModelProto, path: Path | None = None) -> None:
         self.proto = proto
         self.path = path
-        self.shapes, self.types = infer(proto)
+        self.weights = Source(path.parent if path else Path(), str(path or "the network"))
+        # Shape inference reads the values of small tensors (sizes, axes), wherever they lie.
+        self.shapes, self.types = infer(self._with_inside(SMALL))
         self.functions = frozenset((_plain(f.domain), f.name) for f in proto.functions)
         self._stored = {t.name: t for t in proto.graph.initializer}
         declared = {i.name for i in proto.graph.input}
@@ -90,6 +100,30 @@ class Network:
             for position, name in enumerate(node.inputs):
                 self.consumers.setdefault(name, []).append((node, position))
         self.captured = frozenset[str]().union(*(n.captured for n in self.nodes))
+        self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
+        if facts := self._facts():
+            # Inference does not work out sizes that the graph computes (of Pad, Reshape): tell it, and look again.
+            self.shapes, self.types = infer(self._with_inside(SMALL), facts)
+            self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
+
+    def _facts(self) -> dict[str, npt.NDArray[Any]]:
+        """Known values of computed integer tensors that are read where the result's shape is not known."""
+        found = {}
+        # Inference invents symbols for sizes that it does not know.
+        told = {d for i in self.inputs for d in self.shapes.get(i, ())} - {None}
+        for node in self.nodes:
+            sizes = self.shapes.get(node.outputs[0]) if node.outputs else ()
+            if sizes is not None and all(isinstance(d, int) or d in told for d in sizes):
+                continue
+            for name in node.inputs:
+                kind = self.types.get(name)
+                if kind not in _SIZES or self.root(name) or len(self.shapes.get(name) or (0, 0)) > 1:
+                    continue
+                values = self.known(name)
+                if values is not None and all(isinstance(v, int) for v in values):
+                    array = np.array(values, onnx.helper.tensor_dtype_to_np_dtype(kind))
+                    found[name] = array.reshape(()) if self.shapes[name] == () else array
+        return found
 
     def root(self, name: str) -> str:
         """The initializer or Constant output that a tensor is a copy of, or "" where it is computed."""
@@ -116,12 +150,34 @@ class Network:
         Raises:
             ModelError: its external data is missing or broken.
         """
-        try:
-            return numpy_helper.to_array(tensor, base_dir=str(self.path.parent) if self.path else "")
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(
-                "model-data", f"tensor {tensor.name}: its data can't be read: {error}", tensor.name
-            ) from error
+        return self.weights.array(tensor)
+
+    @functools.cached_property
+    def whole(self) -> onnx.ModelProto:
+        """The network with all weights inside, read once; `proto` itself where they already are.
+
+        Raises:
+            ModelError: that is over protobuf's 2 GiB, or weights can't be read.
+        """
+        outside = list(external_tensors(self.proto))
+        if not outside:
+            return self.proto
+        size = self.proto.ByteSize() + sum(byte_count(t) for t in outside)
+        if size > PROTOBUF_LIMIT:
+            text = f"has {size / 2**30:.1f} GiB; a network over 2 GiB can't be condensed (protobuf can't hold it whole)"
+            raise ModelError("model-too-large", f"{self.weights.label}: {text}")
+        return self._with_inside(size)
+
+    def _with_inside(self, limit: int) -> onnx.ModelProto:
+        """A copy with external tensors of up to so many bytes inside; `proto` itself where there are none."""
+        if not any(byte_count(t) <= limit for t in external_tensors(self.proto)):
+            return self.proto
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.proto)
+        for tensor in external_tensors(copy):
+            if byte_count(tensor) <= limit:
+                self.weights.bring_in(tensor)
+        return copy
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a tensor: ints, names of symbolic sizes or None per axis; None where the rank is unknown."""
@@ -130,6 +186,18 @@ class Network:
             return tuple(tensor.dims)
         value = self.constant(name)
         return tuple(value.shape) if value is not None else self.shapes.get(name)
+
+    def known(self, name: str) -> Known | None:
+        """What follows from constants of a small integer tensor of rank 0 or 1, even where it is computed.
+
+        Returns:
+            Per element a number, the axis whose size it is, or None; None if the number of elements is not known.
+        """
+        return self._knowledge.of(name)
+
+    def traces(self, name: str) -> bool:
+        """Whether every element of a computed tensor is known, or known to be moved from another tensor."""
+        return self._knowledge.traces(name)
 
 
 def _plain(domain: str) -> str:
@@ -221,6 +289,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
         raise ModelError("model-missing", f"{path}: no such file")
     if not path.is_file():
         raise ModelError("model-not-a-file", f"{path}: not a file; give the path of an .onnx file")
+    if path.stat().st_size > PROTOBUF_LIMIT:
+        raise ModelError("model-too-large", f"{path} {TOO_LARGE}")
     try:
         # By content, not by the file's ending.
         proto = onnx.load(path, format="protobuf", load_external_data=False)
@@ -234,50 +304,22 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
 def _checked(proto: onnx.ModelProto, path: Path | None, label: str) -> Network:
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError("model-not-onnx", f"{label}: not an ONNX network (empty or cut off?)")
-    _check_external(proto, path, label)
+    source = Source(path.parent if path else Path(), label)
+    for tensor in external_tensors(proto):
+        source.check(tensor)
     try:
         onnx.checker.check_model(str(path) if path else proto)
     except onnx.checker.ValidationError as error:
         text = " ".join(str(error).split())
         raise ModelError("model-invalid", f"{label}: not a valid ONNX network: {text[:300]}") from error
+    except EncodeError as error:
+        raise ModelError("model-too-large", f"{label} {TOO_LARGE}") from error
     return Network(proto, path)
 
 
-def _check_external(proto: onnx.ModelProto, path: Path | None, label: str) -> None:
-    for name in external_files(proto):
-        where = (path.parent if path else Path()) / name
-        if not where.is_file():
-            raise ModelError("model-data", f"{label}: its weights file {where} is missing; put it beside the network")
-
-
-def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Locations of external weights relative to the network's folder, each once."""
-    found: dict[str, None] = {}
-    for tensor in _external_tensors(proto.graph):
-        found.update({entry.value: None for entry in tensor.external_data if entry.key == "location"})
-    return tuple(found)
-
-
-def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Stored tensors of a graph and its bodies whose data lies in another file."""
-    stored = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            stored += [attribute.t] if attribute.HasField("t") else attribute.tensors
-            for body in _bodies(attribute):
-                yield from _external_tensors(body)
-    yield from (t for t in stored if t.data_location == onnx.TensorProto.EXTERNAL)
-
-
 def inlined(network: Network) -> onnx.ModelProto:
-    """A copy of the network with all weights inside; the same object where they already are."""
-    if not external_files(network.proto):
-        return network.proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(network.proto)
-    for tensor in _external_tensors(copy.graph):
-        replace_tensor(tensor, network.array(tensor))
-    return copy
+    """The network with all weights inside, not to be changed; see `Network.whole`."""
+    return network.whole
 
 
 def replace_tensor(tensor: onnx.TensorProto, value: npt.NDArray[Any]) -> None:
@@ -297,67 +339,10 @@ def serialized(proto: onnx.ModelProto) -> bytes:
     Raises:
         ModelError: it is over protobuf's 2 GiB.
     """
-    if proto.ByteSize() > PROTOBUF_LIMIT:
-        raise ModelError("model-too-large", "the network is over 2 GiB, which one protobuf file can't hold")
-    return proto.SerializeToString(deterministic=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target and rename, so that a half-written file never stands there; links are followed.
-
-    Raises:
-        UsageError: the folder is missing or not writable.
-    """
-    path = Path(os.path.realpath(path))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UsageError("out-not-writable", f"{path}: can't be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UsageError("out-not-writable", f"{path}: can't be written: {error.strerror}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def copy_unchanged(network: Network, path: Path) -> None:
-    """The input file, byte for byte, at another place; its external weights go along.
-
-    Raises:
-        UsageError: another file has the name of the weights there, or the place can't be written.
-    """
-    if network.path is None:
-        write_atomically(path, serialized(network.proto))
-        return
-    if network.path.parent.resolve() != path.parent.resolve():
-        _copy_weights(network.path.parent, path.parent, external_files(network.proto))
-    write_atomically(path, network.path.read_bytes())
-
-
-def _copy_weights(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copy weight files that are not there yet; a file of that name with other content is somebody else's."""
-    missing = []
-    for name in names:
-        target = folder / name
-        if target.exists() and not filecmp.cmp(source / name, target, shallow=False):
-            text = f"{target}: exists and holds other weights than {source / name}; write to another folder"
-            raise UsageError("out-exists", text)
-        if not target.exists():
-            missing.append(name)
-    for name in missing:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            shutil.copyfile(source / name, partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        data = proto.SerializeToString(deterministic=True)
+    except EncodeError as error:
+        raise ModelError("model-too-large", f"the network {TOO_LARGE}") from error
+    if len(data) > PROTOBUF_LIMIT:
+        raise ModelError("model-too-large", f"the network {TOO_LARGE}")
+    return data

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.external import external_files
 from onnx_condense.goal import Goal
 from onnx_condense.metrics import Measurement
-from onnx_condense.model import Network, external_files, serialized
+from onnx_condense.model import Network, serialized
 from onnx_condense.plan import ChannelView, Plan
 from onnx_condense.report.data import Change, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
 

@@ -21,10 +21,11 @@ from onnx_condense.data import load as load_samples
 from onnx_condense.draw import draw_feeds
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal, check_goal
 from onnx_condense.metrics import Judge
-from onnx_condense.model import Network, copy_unchanged, inlined, load, serialized, write_atomically
+from onnx_condense.model import Network, inlined, load, serialized
 from onnx_condense.outcome import Candidate, condensed_report, unchanged_report, why_unchanged
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.report.data import Latency, Reason, Report
@@ -36,7 +37,7 @@ from onnx_condense.widths import choose, find_path
 
 # Samples per pass: moments want at most 1024 rows, large inputs fewer.
 MAX_ROWS = 1024
-MAX_ELEMENTS = 2**24
+MAX_ELEMENTS = 2**25
 LATENCY_BATCH = 256
 # So many samples show whether the rewrite did what its plan says.
 CHECKED = 64
@@ -66,13 +67,15 @@ class Condensed:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network by atomic rename; an unchanged one is a copy of the input, byte for byte.
 
+        Where the input's weights lay in files beside it, those of the result do so too; see `files`.
+
         Raises:
-            UsageError: the path can't be written.
+            UsageError: the path can't be written, or its name is that of weights.
         """
         if self.report.status == "unchanged":
             copy_unchanged(self.source, Path(path))
         else:
-            write_atomically(Path(path), serialized(self.model))
+            save_condensed(self.model, self.source, Path(path))
 
 
 def condense(  # noqa: PLR0913 - the options of the command, all by keyword
@@ -157,6 +160,7 @@ class _Run:
         plan = lossless_plan(self.network, self.view)
         if not plan.selections:
             return self._unchanged(why_unchanged(self.view, self.goal))
+        inlined(self.network)  # refuses what is too large before any work is done
         feeds = draw_feeds(self.network.proto.graph, self.goal.seed)
         samples = load_samples(feeds, input_specs(self.network.proto.graph))
         try:
@@ -195,7 +199,7 @@ class _Run:
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
 
     def _verification(self, samples: Samples, indices: IntArray) -> _Verification:
-        rows = _rows(samples, indices)
+        rows = _rows(self.network, samples, indices)
         judge = Judge(self.dense, samples, indices, self.runtime, rows, optimize=False)
         feeds = [next(iter(samples.batches(indices[:CHECKED], rows))).feed]
         timed = [(self._batch(feed), feed) for feed in _timed_feeds(samples, indices)]
@@ -232,7 +236,7 @@ class _Run:
         if not fitter.spaces:
             return None
         self.progress("probing spaces", 0.3)
-        hunter = Judge(self.dense, samples, search, self.runtime, _rows(samples, search))
+        hunter = Judge(self.dense, samples, search, self.runtime, _rows(self.network, samples, search))
         path = find_path(fitter, hunter)
         done = 0.35
 
@@ -275,7 +279,7 @@ class _Run:
         condensed: onnx.ModelProto,
         proof: _Verification,
     ) -> None:
-        check_graph(self.network.proto, condensed)
+        check_graph(inlined(self.network), condensed)
         check_numbers(network, view, plan, condensed, proof.feeds, self.runtime)
 
     # ---- end ----
@@ -356,11 +360,12 @@ def _timed_feeds(samples: Samples, indices: IntArray) -> list[Feed]:
     return [batch.feed for count, batch in batches if len(batch.samples) == count]
 
 
-def _rows(samples: Samples, indices: IntArray) -> int:
-    """Samples per pass, fewer where one is large."""
+def _rows(network: Network, samples: Samples, indices: IntArray) -> int:
+    """Samples per pass, fewer where one is large, or some tensor between input and output (as far as shapes tell)."""
     first = next(iter(samples.batches(indices[:1], 1))).feed
-    size = max((np.size(a) for a in first.values()), default=1)
-    return int(np.clip(MAX_ELEMENTS // max(size, 1), 1, MAX_ROWS))
+    inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in network.shapes.values())
+    size = max(1, *(np.size(a) for a in first.values()), *inside)
+    return int(np.clip(MAX_ELEMENTS // size, 1, MAX_ROWS))
 
 
 def _up(share: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,16 @@ class Operand:
 class LinearUse:
     """One use of a constant weight by a linear op: out = act @ W (+ bias), whatever its layout in the file.
 
+    A convolution reads each of its K channels at T taps (positions of the kernel). Its weight as a matrix is
+    [O, K T], column k T + t belongs to channel k; T is 1 elsewhere.
+
     weight: the operand that holds the weight; activation: the operand that it multiplies.
-    in_axis / out_axis: axes of the stored weight tensor; out_axis is None for a weight vector.
+    in_axis / out_axis: axes of the stored weight tensor; out_axis is None for a weight vector. Other axes are taps.
     act_axis: the contracted axis of the activation; result_axis: axis of the output that the rows write.
-    columns: label of each column's channel [K] (PINNED where it can't go).
+    columns: label of each channel that is read [K] (PINNED where it can't go).
     rows: label of each row's channel [O]; empty where the result has no such axis.
     gain: factor on the product (Gemm's alpha).
+    taps: T; padded: zeros beside the activation are read too, so that no constant of a channel passes unchanged.
     """
 
     weight: Operand
@@ -51,6 +55,24 @@ class LinearUse:
     columns: IntArray
     rows: IntArray
     gain: float = 1.0
+    taps: int = 1
+    padded: bool = False
+
+    def matrix(self, stored: npt.NDArray[Any]) -> FloatArray:
+        """A weight as stored -> [O, K T] float64; a weight vector is one row."""
+        wide = stored.astype(np.float64)
+        if self.out_axis is None:
+            return wide[None, :]
+        wide = np.moveaxis(wide, (self.out_axis, self.in_axis), (0, 1))
+        matrix: FloatArray = np.ascontiguousarray(wide).reshape(len(wide), -1)
+        return matrix
+
+    def as_stored(self, matrix: FloatArray, like: npt.NDArray[Any]) -> FloatArray:
+        """The inverse of `matrix`: [O, K T] -> the layout of the stored weight `like` (same O and K)."""
+        if self.out_axis is None:
+            return np.asarray(matrix[0])
+        shape = np.moveaxis(like, (self.out_axis, self.in_axis), (0, 1)).shape
+        return np.asarray(np.moveaxis(matrix.reshape(shape), (0, 1), (self.out_axis, self.in_axis)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +154,7 @@ class Moments:
     """Joint moments of two sets of features (often one set with itself).
 
     count: rows seen; left [K], right [L]: means; product [K, L]: sum of (l - left)(r - right)^T.
+    Where b columns of a channel are pooled the means are [b, K] and [b, L], and the product sums over all b.
     """
 
     count: float
@@ -150,12 +173,12 @@ class Moments:
         share = other.count / count
         left, right = other.left - self.left, other.right - self.right
         product = self.product + other.product
-        product += np.outer(left, right) * (self.count * share)
+        product += np.atleast_2d(left).T @ np.atleast_2d(right) * (self.count * share)
         return Moments(count, self.left + share * left, self.right + share * right, product)
 
     def part(self, left: IntArray, right: IntArray) -> Moments:
         """Moments of some of the features."""
-        return Moments(self.count, self.left[left], self.right[right], self.product[np.ix_(left, right)])
+        return Moments(self.count, self.left[..., left], self.right[..., right], self.product[np.ix_(left, right)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +193,7 @@ class Selection:
 class ReaderUpdate:
     """The new columns of one linear use, at the dense network's shape.
 
-    weight: [O, K] float64, zero in the columns that go.
+    weight: [O, K T] float64 (see `LinearUse`), zero in the columns that go.
     offset: [O] float64, added to the node's result (the gain is in it already).
     """
 

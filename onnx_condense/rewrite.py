@@ -98,8 +98,7 @@ def _draft_weight(draft: _Draft, use: LinearUse, updated: FloatArray | None) -> 
         return
     value = stored
     if updated is not None:
-        wide = updated[0] if use.out_axis is None else (updated if use.in_axis == 1 else updated.T)
-        value = wide.astype(stored.dtype)
+        value = use.as_stored(updated, stored).astype(stored.dtype)
     value = value.take(keep_in, axis=use.in_axis)
     if use.out_axis is not None:
         value = value.take(keep_out, axis=use.out_axis)
@@ -133,12 +132,10 @@ def _draft_offset(draft: _Draft, use: LinearUse, offset: FloatArray) -> None:
     rank = len(draft.network.shape(node.outputs[0]) or ())
     trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
     shaped = offset.reshape((-1, *(1,) * trailing)) if use.result_axis is not None else offset.reshape(())
-    if _own_bias(draft, node, shaped):
+    rule = ops.find(node.domain, node.op, node.opset)
+    if _own_bias(draft, node, offset if rule is not None and rule.flat_bias else shaped):
         return
-    follower = _following_add(draft.network, node)
-    if follower is not None:
-        bias = draft.current(follower)
-        draft.values[follower] = (bias.astype(np.float64) + shaped).astype(bias.dtype)
+    if _following_bias(draft, use, node, shaped):
         return
     draft.add_after[node.index] = shaped.astype(draft.current(use.weight).dtype)
 
@@ -163,17 +160,29 @@ def _own_bias(draft: _Draft, node: Node, offset: FloatArray) -> bool:
     return True
 
 
-def _following_add(network: Network, node: Node) -> Operand | None:
-    """The constant operand of an Add that is the only one to read the node's result."""
-    result = node.outputs[0]
+def _following_bias(draft: _Draft, use: LinearUse, node: Node, offset: FloatArray) -> bool:
+    """Add an offset to a constant of the only node that reads the result (an Add, a normalisation), if it can be."""
+    network, result = draft.network, node.outputs[0]
     consumers = network.consumers.get(result, [])
     if len(consumers) != 1 or result in network.outputs or result in network.captured:
-        return None
+        return False
     after, position = consumers[0]
     rule = ops.find(after.domain, after.op, after.opset)
-    if rule is None or rule.law is not ops.Law.ADD or network.constant(after.inputs[1 - position]) is None:
-        return None
-    return Operand(after.index, 1 - position)
+    if rule is None:
+        return False
+    factor = 1.0
+    if rule.law is ops.Law.ADD:
+        operand = Operand(after.index, 1 - position)
+    elif rule.absorbs is not None and position == 0 and use.result_axis == 1:
+        at, factor = rule.absorbs
+        operand, offset = Operand(after.index, at), offset.reshape(-1)
+    else:
+        return False
+    if network.constant(after.inputs[operand.position]) is None:
+        return False
+    bias = draft.current(operand)
+    draft.values[operand] = (bias.astype(np.float64) + factor * offset).astype(bias.dtype)
+    return True
 
 
 def _write_constants(draft: _Draft, proto: onnx.ModelProto) -> set[str]:

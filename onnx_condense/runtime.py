@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import threadpoolctl
+from google.protobuf.message import EncodeError
 
 from onnx_condense.errors import ModelError, UsageError
 
@@ -66,7 +67,10 @@ class Runtime:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source: Any = model
         if not isinstance(model, bytes) and hasattr(model, "SerializeToString"):
-            source = model.SerializeToString()
+            try:
+                source = model.SerializeToString()
+            except EncodeError as error:
+                raise ModelError("model-too-large", "ONNX Runtime takes no network over 2 GiB from memory") from error
         elif not isinstance(model, bytes):
             source = str(model)
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 
 logger = logging.getLogger(__name__)
@@ -28,20 +30,29 @@ def infer_shapes(proto: onnx.ModelProto) -> Mapping[str, Shape]:
     return infer(proto)[0]
 
 
-def infer(proto: onnx.ModelProto) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
+def infer(
+    proto: onnx.ModelProto, facts: Mapping[str, npt.NDArray[Any]] | None = None
+) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
     """Shapes and element types of the main graph's tensors as far as they can be known, by name.
 
     Large initializers become inputs of a throw-away copy, so that weights are neither copied nor loaded. Declared
     shapes of inner tensors may be stale; they count only where inference finds none.
+
+    Args:
+        proto: the network.
+        facts: values of computed tensors that are known all the same, by name.
     """
-    graph = _inferred(_without_weights(proto, ())).graph
+    facts = facts or {}
+    graph = _inferred(_without_weights(proto, (), facts)).graph
     found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
     unknown = [v for v in proto.graph.value_info if v.name not in found or _shape(found[v.name]) is None]
     if unknown:
-        graph = _inferred(_without_weights(proto, unknown)).graph
+        graph = _inferred(_without_weights(proto, unknown, facts)).graph
         found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
-    shapes = {name: shape for name, v in found.items() if (shape := _shape(v)) is not None}
-    return shapes, {n: v.type.tensor_type.elem_type for n, v in found.items() if v.type.HasField("tensor_type")}
+    shapes: dict[str, Shape] = {name: shape for name, v in found.items() if (shape := _shape(v)) is not None}
+    types = {n: v.type.tensor_type.elem_type for n, v in found.items() if v.type.HasField("tensor_type")}
+    shapes |= {name: value.shape for name, value in facts.items()}
+    return shapes, types | {n: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for n, v in facts.items()}
 
 
 def _inferred(light: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,11 +63,14 @@ def _inferred(light: onnx.ModelProto) -> onnx.ModelProto:
         return light
 
 
-def _without_weights(proto: onnx.ModelProto, declared: Iterable[onnx.ValueInfoProto]) -> onnx.ModelProto:
+def _without_weights(
+    proto: onnx.ModelProto, declared: Iterable[onnx.ValueInfoProto], facts: Mapping[str, npt.NDArray[Any]]
+) -> onnx.ModelProto:
     light = onnx.ModelProto(ir_version=max(proto.ir_version, 4), opset_import=proto.opset_import)
     light.functions.extend(proto.functions)
     graph = light.graph
-    graph.node.extend(proto.graph.node)
+    graph.node.extend(node for node in proto.graph.node if not (node.output and node.output[0] in facts))
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in facts.items())
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     graph.value_info.extend(declared)

@@ -99,7 +99,7 @@ class _Tracer:
 
     def _visit(self, node: Node) -> None:
         rule = None if (node.domain, node.op) in self.network.functions else ops.find(node.domain, node.op, node.opset)
-        call = self._call(node)
+        call = ops.call_of(self.network, node, self.labels, self.union.fresh)
         reason = f"no rule for {node.op}" if rule is None else rule.guard(call)
         if rule is None or reason:
             self._barrier(node, reason)
@@ -122,15 +122,6 @@ class _Tracer:
             self._pin(name, reason, node.place)
         for name in node.outputs:
             self._set(name, ops.pinned_like(self.network.shape(name)))
-
-    def _call(self, node: Node) -> ops.Call:
-        operands = tuple(self._value(name) if name else None for name in node.inputs)
-        result = self.network.shape(node.outputs[0]) if node.outputs else None
-        results = sum(map(bool, node.outputs))
-        return ops.Call(node.index, node.attributes, operands, result, self.union.fresh, results)
-
-    def _value(self, name: str) -> ops.Value:
-        return ops.Value(name, self.labels.get(name), self.network.shape(name), self.network.constant(name))
 
 
 def find_spaces(network: Network) -> ChannelView:

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_condense.errors import DefectError, ModelError
-from onnx_condense.model import PROTOBUF_LIMIT, Network, inlined
+from onnx_condense.model import Network, inlined
 from onnx_condense.plan import ChannelView, FloatArray, Plan
 from onnx_condense.runtime import Array, Runtime, run
 
@@ -49,9 +49,7 @@ def check_graph(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
 
 
 def _fault(proto: onnx.ModelProto) -> str:
-    """What the checker or strict shape inference has against a network, or ""; larger ones go unchecked."""
-    if proto.ByteSize() > PROTOBUF_LIMIT:
-        return ""
+    """What the checker or strict shape inference has against a network, or ""."""
     try:
         onnx.checker.check_model(proto)
         onnx.shape_inference.infer_shapes(proto, strict_mode=True, check_type=True)
@@ -83,9 +81,7 @@ def masked(network: Network, view: ChannelView, plan: Plan, jitter: int | None =
         assert stored is not None
         at = place[dense.outputs[0]]
         node = proto.graph.node[at]
-        weight = update.weight[0] if use.out_axis is None else update.weight
-        if use.out_axis is not None and use.in_axis == 0:
-            weight = weight.T
+        weight = use.as_stored(update.weight, stored)
         result = dense.outputs[0]
         rank = len(network.shape(result) or ())
         trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
@@ -151,7 +147,7 @@ def rounding_level(network: Network, view: ChannelView) -> float:
 
     Sums grow with the root of their length, and are held in at least fp32 by ONNX Runtime.
     """
-    lengths = [len(u.columns) for u in view.linear]
+    lengths = [len(u.columns) * u.taps for u in view.linear]
     stored = [network.constant(network.nodes[u.weight.node].inputs[u.weight.position]) for u in view.linear]
     single = float(np.finfo(np.float32).eps)
     eps = max((_eps(v.dtype) for v in stored if v is not None), default=single)

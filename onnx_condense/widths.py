@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-from onnx_condense import budget
+from onnx_condense import budget, ops
 from onnx_condense.cost import WidthCosts, count_parameters
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal
@@ -41,7 +42,16 @@ def _curve(fitter: Fitter, index: int, hunter: Judge) -> budget.SpaceCurve:
         _, model = fitter.plan(widths, sequential=False)
         probes[removed] = hunter.measure(model).value ** 2
     least = full[index] - len(elimination.order)
-    return budget.SpaceCurve(full[index], least, elimination.cost, tuple(probes.items()))
+    multiple = _multiple(fitter, index)
+    return budget.SpaceCurve(full[index], least, elimination.cost, tuple(probes.items()), multiple)
+
+
+def _multiple(fitter: Fitter, index: int) -> int:
+    """What the width of a space should be a multiple of, for the sake of the ops that write and read it."""
+    space, view, nodes = fitter.spaces[index], fitter.view, fitter.network.nodes
+    around = [nodes[view.linear[i].weight.node] for i in (*space.writers, *space.readers)]
+    rules = [ops.find(n.domain, n.op, n.opset) for n in around]
+    return math.lcm(*(rule.multiple for rule in rules if rule is not None))
 
 
 def choose(

@@ -26,9 +26,8 @@ MAX_FUNCTION_LINES = 60
 # A name stands for a module or for all of a folder.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("paths",),
     # Orchestration: who calls which stage when; only these know several stages.
-    ("pipeline", "fitting", "goal", "outcome", "widths"),
+    ("pipeline", "fitting", "goal", "outcome", "reading", "widths"),
     (
         "budget",
         "compensate",
@@ -46,11 +45,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Samples are an abstraction to run networks on, not a step: moments, error and drawn inputs are made from them.
     ("data",),
     ("ops",),
-    ("model", "runtime", "shapes"),
-    ("plan", "report.data"),
+    ("files",),
+    ("known", "model", "runtime", "shapes"),
+    ("external",),
+    ("paths", "plan", "report.data"),
     ("errors",),
 )
-STAGES = LAYERS[3]
+STAGES = LAYERS[2]
 
 # Stages do not know each other: they meet in plan.py and report/data.py. Exceptions, each with its reason.
 ALLOWED: dict[tuple[str, str], str] = {

@@ -23,7 +23,9 @@ def test_ridges_are_chosen_on_held_out_samples_also_once_these_are_fitted_on() -
     before, after = make(), make()
     after.use_all(np.arange(20, 60))
     keeps = [np.arange(0, 40, 2), np.arange(0, 30, 2)]
-    chosen = [[f._ridge(group, keep) for group, keep in zip(f._groups, keeps, strict=True)] for f in (before, after)]
+    chosen = [
+        [f._ridge(readers, keep) for readers, keep in zip(f._readers, keeps, strict=True)] for f in (before, after)
+    ]
     assert chosen[0] == chosen[1]
     assert max(chosen[0]) > RIDGES[0]
 

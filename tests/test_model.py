@@ -13,15 +13,14 @@ from builders import base_layers, mlp
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense.errors import ModelError, UsageError
+from onnx_condense.external import external_files
+from onnx_condense.files import copy_unchanged, write_atomically
 from onnx_condense.model import (
     Network,
-    copy_unchanged,
-    external_files,
     inlined,
     load,
     replace_tensor,
     serialized,
-    write_atomically,
 )
 from onnx_condense.spaces import find_spaces
 

@@ -14,7 +14,8 @@ from onnx_condense import runtime
 from onnx_condense.data import input_specs, load
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence import moments
-from onnx_condense.evidence.moments import PREFIX, Pair, collect, of_axis, side_by_side
+from onnx_condense.evidence.columns import Columns
+from onnx_condense.evidence.moments import PREFIX, Pair, collect, side_by_side, with_itself
 from onnx_condense.plan import Moments
 from onnx_condense.runtime import Runtime
 
@@ -52,7 +53,7 @@ def identity(shape: list[int | str], *, opset: int = 17, dtype: type[Any] = np.f
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 18, 21])
 def test_every_opset(opset: int) -> None:
     x = 2 * normal(50, 4) + 1
-    (found,) = moments_of(identity(["N", 4], opset=opset), [of_axis("t", 1)], {"t": 2}, x)
+    (found,) = moments_of(identity(["N", 4], opset=opset), [with_itself(Columns("t", 1))], {"t": 2}, x)
     assert_close(found, reference(x, x))
 
 
@@ -60,28 +61,28 @@ def test_every_opset(opset: int) -> None:
 @pytest.mark.parametrize("opset", [13, 18])
 def test_any_axis_of_a_tensor_of_rank_three(axis: int, opset: int) -> None:
     feeds = [{"x": normal(3, 5, 4, seed=i)} for i in range(6)]
-    (found,) = moments_of(identity([3, 5, 4], opset=opset), [of_axis("t", axis)], {"t": 3}, feeds)
+    (found,) = moments_of(identity([3, 5, 4], opset=opset), [with_itself(Columns("t", axis))], {"t": 3}, feeds)
     rows = np.concatenate([np.moveaxis(f["x"], axis, -1).reshape(-1, f["x"].shape[axis]) for f in feeds])
     assert_close(found, reference(rows, rows))
 
 
 def test_a_vector_is_one_row() -> None:
     feeds = [{"x": normal(5, seed=i)} for i in range(9)]
-    (found,) = moments_of(identity([5]), [of_axis("t", 0)], {"t": 1}, feeds)
+    (found,) = moments_of(identity([5]), [with_itself(Columns("t", 0))], {"t": 1}, feeds)
     rows = np.stack([f["x"] for f in feeds])
     assert_close(found, reference(rows, rows))
 
 
 def test_feeds_of_different_length_weigh_by_their_rows() -> None:
     feeds = [{"x": normal(n, 3, seed=n) + n} for n in (1, 8, 3, 20)]
-    (found,) = moments_of(identity(["N", 3]), [of_axis("t", 1)], {"t": 2}, feeds)
+    (found,) = moments_of(identity(["N", 3]), [with_itself(Columns("t", 1))], {"t": 2}, feeds)
     rows = np.concatenate([f["x"] for f in feeds])
     assert_close(found, reference(rows, rows))
 
 
 def test_many_batches_keep_their_digits_where_means_are_large() -> None:
     x = (normal(5000, 3) + np.array([1000, -500, 0])).astype(np.float32)
-    (found,) = moments_of(identity(["N", 3]), [of_axis("t", 1)], {"t": 2}, x)
+    (found,) = moments_of(identity(["N", 3]), [with_itself(Columns("t", 1))], {"t": 2}, x)
     # Naive sums of squares in fp32 would be off by all digits here.
     assert_close(found, reference(x, x), rtol=1e-3)
 
@@ -94,13 +95,13 @@ def test_no_pass_is_longer_than_sums_stay_exact(monkeypatch: pytest.MonkeyPatch)
         return runtime.run(session, feed)
 
     monkeypatch.setattr(moments, "run", spy)
-    moments_of(identity(["N", 3]), [of_axis("t", 1)], {"t": 2}, normal(3000, 3))
+    moments_of(identity(["N", 3]), [with_itself(Columns("t", 1))], {"t": 2}, normal(3000, 3))
     assert rows == [1024, 1024, 952]
 
 
 def test_half_precision_is_summed_in_single() -> None:
     x = (normal(3000, 4) * 100).astype(np.float16)
-    (found,) = moments_of(identity(["N", 4], dtype=np.float16), [of_axis("t", 1)], {"t": 2}, x)
+    (found,) = moments_of(identity(["N", 4], dtype=np.float16), [with_itself(Columns("t", 1))], {"t": 2}, x)
     assert_close(found, reference(x, x))
 
 
@@ -108,7 +109,7 @@ def test_only_the_samples_asked_for_count() -> None:
     x, model = normal(40, 3), identity(["N", 3])
     samples = load(x, input_specs(model.graph))
     picked = np.array([3, 17, 21, 30, 38])
-    (found,) = collect(model, [of_axis("t", 1)], {"t": 2}, samples, picked, RUNTIME)
+    (found,) = collect(model, [with_itself(Columns("t", 1))], {"t": 2}, samples, picked, RUNTIME)
     assert_close(found, reference(x[picked], x[picked]))
 
 
@@ -138,7 +139,7 @@ def test_two_networks_side_by_side(ir: int) -> None:
     x = normal(70, 3)
     joint = side_by_side(dense, other)
     assert [o.name for o in joint.graph.output] == ["y"]
-    pairs = [Pair("tanh_1", 1, PREFIX + "tanh_1", 1), of_axis(PREFIX + "tanh_1", 1)]
+    pairs = [Pair(Columns("tanh_1", 1), Columns(PREFIX + "tanh_1", 1)), with_itself(Columns(PREFIX + "tanh_1", 1))]
     samples = load(x, input_specs(dense.graph))
     cross, own = collect(joint, pairs, {"tanh_1": 2, PREFIX + "tanh_1": 2}, samples, np.arange(70), RUNTIME)
     t, h = (_hidden(model, x) for model in (dense, other))
@@ -170,12 +171,12 @@ def test_side_by_side_keeps_what_bodies_take_from_outside() -> None:
 
     joint = side_by_side(branching(2), branching(3))
     samples = load(x := normal(20, 3), input_specs(joint.graph))
-    pair = Pair("y", 1, PREFIX + "y", 1)
+    pair = Pair(Columns("y", 1), Columns(PREFIX + "y", 1))
     (found,) = collect(joint, [pair], {"y": 2, PREFIX + "y": 2}, samples, np.arange(20), RUNTIME)
     assert_close(found, reference(4 * x, 9 * x))
 
 
 def test_values_too_large_for_second_moments_are_named() -> None:
     with pytest.raises(CalibrationError, match="tensor t ") as raised:
-        moments_of(identity(["N", 4]), [of_axis("t", 1)], {"t": 2}, 1e19 * normal(20, 4))
+        moments_of(identity(["N", 4]), [with_itself(Columns("t", 1))], {"t": 2}, 1e19 * normal(20, 4))
     assert raised.value.code == "calibration-range"

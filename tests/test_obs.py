@@ -22,13 +22,13 @@ def covariance(channels: int, seed: int = 0) -> FloatArray:
 
 def reader(outputs: int, channels: int, seed: int = 0) -> ReaderCost:
     weight = np.random.default_rng(seed + 100).standard_normal((outputs, channels))
-    return ReaderCost(weight, covariance(channels, seed), np.arange(channels))
+    return ReaderCost(weight, covariance(channels, seed), np.arange(channels)[:, None])
 
 
 def residual(reader: ReaderCost, gone: IntArray) -> float:
     """Relative squared error of a reader once the columns of some channels are refitted away, by its definition."""
     C, W = reader.covariance, reader.weight
-    lost = reader.position[gone]
+    lost = reader.columns[gone, 0]
     lost = lost[lost >= 0]
     keep = np.setdiff1d(np.arange(len(C)), lost)
     # Residual variance of what went, given what stays (Schur complement).
@@ -42,17 +42,17 @@ def averaged(readers: Sequence[ReaderCost], gone: IntArray) -> float:
 
 def blind(reader: ReaderCost, hidden: Sequence[int]) -> ReaderCost:
     """A reader that does not see some channels."""
-    seen = [c for c in range(len(reader.position)) if c not in hidden]
-    position = np.full(len(reader.position), -1)
+    seen = [c for c in range(len(reader.columns)) if c not in hidden]
+    position = np.full(len(reader.columns), -1)
     position[seen] = np.arange(len(seen))
-    return ReaderCost(reader.weight[:, seen], reader.covariance[np.ix_(seen, seen)], position)
+    return ReaderCost(reader.weight[:, seen], reader.covariance[np.ix_(seen, seen)], position[:, None])
 
 
 def shuffled(reader: ReaderCost, seed: int = 0) -> ReaderCost:
     """The same reader with its columns in another order than the channels."""
-    order = np.random.default_rng(seed).permutation(len(reader.position))
+    order = np.random.default_rng(seed).permutation(len(reader.columns))
     position = np.argsort(order)
-    return ReaderCost(reader.weight[:, order], reader.covariance[np.ix_(order, order)], position)
+    return ReaderCost(reader.weight[:, order], reader.covariance[np.ix_(order, order)], position[:, None])
 
 
 READERS = {
@@ -93,7 +93,7 @@ def test_blocks_stay_exact_and_close_to_the_best() -> None:
     first = np.zeros(120)
     for r in readers:
         own = np.square(r.weight).sum(0) / np.linalg.inv(r.covariance).diagonal()
-        first += (own / np.trace(r.weight @ r.covariance @ r.weight.T))[r.position]
+        first += (own / np.trace(r.weight @ r.covariance @ r.weight.T))[r.columns[:, 0]]
     assert found.order[0] == first.argmin()
 
 
@@ -111,7 +111,7 @@ def test_copies_and_constants_cost_nothing_and_go_first() -> None:
     source = [0, 1, 2, 3, 4, 5, 2]
     wide[:7, :7] = C[np.ix_(source, source)]  # 6 is a copy of 2; 7 is constant
     weight = np.random.default_rng(5).standard_normal((3, 8))
-    found = eliminate([ReaderCost(weight, wide, np.arange(8))], np.arange(8), 1e-7)
+    found = eliminate([ReaderCost(weight, wide, np.arange(8)[:, None])], np.arange(8), 1e-7)
     assert 7 in found.order[:2]
     assert {2, 6} & set(found.order[:2].tolist())
     assert found.cost[2] < 1e-5 < found.cost[3]
@@ -124,10 +124,10 @@ def test_costs_never_fall_and_end_near_all_that_varies() -> None:
 
 
 def test_a_reader_that_reads_nothing_is_free() -> None:
-    silent = ReaderCost(np.zeros((3, 9)), covariance(9), np.arange(9))
+    silent = ReaderCost(np.zeros((3, 9)), covariance(9), np.arange(9)[:, None])
     assert eliminate([silent], np.arange(9), RIDGE).cost[-1] == 0.0
     assert np.isfinite(
-        eliminate([ReaderCost(np.ones((3, 9)), np.zeros((9, 9)), np.arange(9))], np.arange(9), RIDGE).cost
+        eliminate([ReaderCost(np.ones((3, 9)), np.zeros((9, 9)), np.arange(9)[:, None])], np.arange(9), RIDGE).cost
     ).all()
 
 
@@ -140,7 +140,7 @@ def test_one_channel_always_stays(count: int) -> None:
 
 def test_the_inputs_are_left_as_they_are() -> None:
     before = reader(3, 30)
-    copies = [a.copy() for a in (before.weight, before.covariance, before.position)]
+    copies = [a.copy() for a in (before.weight, before.covariance, before.columns)]
     eliminate([before], np.arange(30), RIDGE)
-    for old, new in zip(copies, (before.weight, before.covariance, before.position), strict=True):
+    for old, new in zip(copies, (before.weight, before.covariance, before.columns), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -1,4 +1,4 @@
-"""BatchNormalization and layout ops between layers: channels pass, and what does not keep them whole pins them."""
+"""BatchNormalization between layers: channels pass, and what normalises by other numbers pins them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from builders import Form, Planting, assert_same_outputs, base_layers, lossless, model, plant
+from builders import Form, assert_same_outputs, base_layers, lossless, model
 from onnx import helper
 
 from onnx_condense.evidence.laws import CONSTANT
 from onnx_condense.evidence.values import Numbering
 from onnx_condense.model import load
-from onnx_condense.ops import layout, norm
+from onnx_condense.ops import norm
 from onnx_condense.spaces import find_spaces
 
 F = np.float32
@@ -126,129 +126,3 @@ def test_computed_statistics_pin() -> None:
     proto.graph.node.insert(1, NODE("Mul", ["mean", "total"], ["moving"]))
     proto.graph.node[3].input[3] = "moving"
     assert norm.COMPUTED in {r.reason for r in find_spaces(load(proto)).refusals}
-
-
-# ---- layout ----
-
-MOVES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
-    "flatten": ([NODE("Flatten", ["a"], ["h"])], {}, "rows"),
-    "transpose": ([NODE("Transpose", ["a"], ["p"], perm=[1, 0]), NODE("Transpose", ["p"], ["h"])], {}, "rows"),
-    "squeeze": (
-        [NODE("Unsqueeze", ["a", "axes"], ["p"]), NODE("Sin", ["p"], ["q"]), NODE("Squeeze", ["q", "axes"], ["h"])],
-        {"axes": np.array([1])},
-        "rows",
-    ),
-    "reshape -1": ([NODE("Reshape", ["a", "to"], ["h"])], {"to": np.array([-1, 18])}, "rows"),
-    "reshape 0": ([NODE("Reshape", ["a", "to"], ["h"])], {"to": np.array([0, 0])}, "rows"),
-    "reshape 3d": (
-        [NODE("Reshape", ["a", "to"], ["p"]), NODE("Relu", ["p"], ["q"]), NODE("Reshape", ["q", "back"], ["h"])],
-        {"to": np.array([-1, 1, 18]), "back": np.array([-1, 18])},
-        "rows",
-    ),
-    "tokens": (
-        [NODE("Reshape", ["a", "to"], ["p"]), NODE("Tanh", ["p"], ["q"]), NODE("Reshape", ["q", "back"], ["h"])],
-        {"to": np.array([-1, 18]), "back": np.array([-1, 5, 18])},
-        "tokens",
-    ),
-}
-
-
-def moved(name: str) -> onnx.ModelProto:
-    """Planted x -> MatMul -> a -> moves -> MatMul; 18 hidden units, 6 of them different."""
-    nodes, stored, kind = MOVES[name]
-    rng = np.random.default_rng(len(name))
-    wide = plant(rng, base_layers(rng, WIDTHS), Planting(copies=3))
-    weights = {"w": wide[0].weight.T.astype(F), "u": wide[1].weight.T.astype(F)}
-    shape: list[int | str] = ["N", 5, 7] if kind == "tokens" else ["N", 7]
-    every = [NODE("MatMul", ["x", "w"], ["a"]), *nodes, NODE("MatMul", ["h", "u"], ["y"])]
-    return model(every, weights | stored, {"x": shape}, {"y": [*shape[:-1], 4]})
-
-
-@pytest.mark.parametrize("name", MOVES)
-def test_channels_move_with_their_axis(name: str) -> None:
-    proto = moved(name)
-    done = lossless(proto)
-    assert done.widths() == [6]
-    assert_same_outputs(proto, done.proto)
-    assert not lossless(done.proto).plan.selections
-
-
-def test_a_moved_copy_is_not_the_original() -> None:
-    """On [T, T, C], x + transposed x is no multiple of x: its channels must not be taken for copies of x's."""
-    rng = np.random.default_rng(3)
-    rows = rng.standard_normal((7, 6)).astype(F)
-    nodes = [
-        NODE("MatMul", ["x", "w"], ["a"]),
-        NODE("Transpose", ["a"], ["b"], perm=[1, 0, 2]),
-        NODE("Sub", ["a", "b"], ["h"]),
-        NODE("MatMul", ["h", "u"], ["y"]),
-    ]
-    stored = {"w": rows, "u": rng.standard_normal((6, 4)).astype(F)}
-    proto = model(nodes, stored, {"x": [5, 5, 7]}, {"y": [5, 5, 4]})
-    done = lossless(proto)
-    assert done.widths() == [6]
-    assert not done.plan.selections
-
-
-SPLITS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
-    "heads": (
-        [NODE("Reshape", ["a", "to"], ["p"], name="cut"), NODE("Reshape", ["p", "back"], ["h"])],
-        {"to": np.array([-1, 3, 6]), "back": np.array([-1, 18])},
-        layout.NOT_WHOLE,
-    ),
-    "computed shape": (
-        [NODE("Shape", ["x"], ["s"]), NODE("Gather", ["s", "i"], ["n"]), NODE("Concat", ["n", "c"], ["to"], axis=0),
-         NODE("Reshape", ["a", "to"], ["h"], name="cut")],
-        {"i": np.array([0]), "c": np.array([18])},
-        layout.COMPUTED_SHAPE,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SPLITS)
-def test_what_does_not_keep_the_axis_whole_pins_it(name: str) -> None:
-    nodes, stored, reason = SPLITS[name]
-    weights = {"w": np.ones((7, 18), F), "u": np.ones((18, 4), F)}
-    every = [NODE("MatMul", ["x", "w"], ["a"]), *nodes, NODE("MatMul", ["h", "u"], ["y"])]
-    proto = model(every, weights | stored, {"x": ["N", 7]}, {"y": ["N", 4]})
-    found = find_spaces(load(proto))
-    assert ("cut (Reshape)", reason) in {(r.node, r.reason) for r in found.refusals}
-    assert not lossless(proto).plan.selections
-
-
-def test_a_shape_read_by_two_reshapes_is_cloned_where_they_part() -> None:
-    """One stored shape [-1, 18] serves a space that shrinks and one that can't."""
-    rng = np.random.default_rng(5)
-    wide = plant(rng, base_layers(rng, WIDTHS), Planting(copies=3))
-    stored = {
-        "w": wide[0].weight.T.astype(F),
-        "u": wide[1].weight.T.astype(F),
-        "v": rng.standard_normal((7, 18)).astype(F),
-        "to": np.array([-1, 18]),
-    }
-    nodes = [
-        NODE("MatMul", ["x", "w"], ["a"]),
-        NODE("Reshape", ["a", "to"], ["h"]),
-        NODE("MatMul", ["h", "u"], ["y"]),
-        NODE("MatMul", ["x", "v"], ["b"]),
-        NODE("Reshape", ["b", "to"], ["z"]),
-    ]
-    proto = model(nodes, stored, {"x": ["N", 7]}, {"y": ["N", 4], "z": ["N", 18]})
-    done = lossless(proto)
-    assert done.widths() == [6]
-    assert_same_outputs(proto, done.proto)
-
-
-def test_squeezing_whatever_has_size_one_pins() -> None:
-    """At width 1 the channel axis itself would vanish."""
-    nodes = [
-        NODE("MatMul", ["x", "w"], ["a"]),
-        NODE("Squeeze", ["a"], ["h"], name="any"),
-        NODE("MatMul", ["h", "u"], ["y"]),
-    ]
-    stored = {"w": np.ones((5, 8), F), "u": np.ones((8, 3), F)}
-    proto = model(nodes, stored, {"x": [4, 5]}, {"y": [4, 3]})
-    assert ("any (Squeeze)", "squeezes every axis of size 1") in {
-        (r.node, r.reason) for r in find_spaces(load(proto)).refusals
-    }
-    assert not lossless(proto).plan.selections

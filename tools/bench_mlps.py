@@ -3,8 +3,7 @@
 ``ignition`` takes the networks and data that train_ignition.py writes; ``zoo`` takes published surrogates as
 ONNX files: NeuralFoil (airfoil aerodynamics, MIT; x [N, 25] -> y [N, 198], real airfoils drawn from the UIUC
 database inside the package aerosandbox) and QLKNN 7_11 (tokamak turbulence, Apache-2.0; from the package
-fusion-surrogates, input [N, 10]). Every condense runs in a process of its own, so that time and peak memory are
-those of one run, imports included.
+fusion-surrogates, input [N, 10]). Every condense runs in a process of its own.
 
     python tools/bench_mlps.py ignition --network full.onnx --calibration full.npz --labelled full_labelled.npz
     python tools/bench_mlps.py zoo --folder networks --airfoils aerosandbox/geometry/airfoil/airfoil_database
@@ -14,24 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import typer
+from bench_common import Job, Outcome, condense_apart, header, row, speedup
 
-from onnx_condense import condense, latency
-from onnx_condense.errors import CondenseError
-from onnx_condense.runtime import Array, Feed, Runtime, run
+from onnx_condense.runtime import Array, Runtime, run
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,97 +48,6 @@ CST_WEIGHTS = 8
 CST_MISFIT, CST_LARGEST = 0.01, 3.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One call of condense()."""
-
-    network: Path
-    calibration: Path
-    out: Path
-    tolerance: float | None = None
-    keep: float | None = None
-    threads: int = 0
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What one call gave; `failed` is its message if it gave nothing.
-
-    error: on the verify share; seconds: wall time of the process; peak_mb: its largest resident set in MB.
-    """
-
-    status: str = "failed"
-    before: int = 0
-    after: int = 0
-    error: float = math.nan
-    peak_mb: float = math.nan
-    seconds: float = math.nan
-    failed: str = ""
-
-    @property
-    def kept(self) -> float:
-        """Share of the parameters that stayed."""
-        return self.after / self.before
-
-
-def peak_mb() -> float:
-    """Largest resident set of this process in MB.
-
-    getrusage alone is not enough: Linux hands the parent's peak on to a child started by vfork and exec.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e6
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
-
-
-@app.command(hidden=True)
-def one(
-    network: Path,
-    calibration: Path,
-    out: Path,
-    tolerance: float = -1.0,
-    keep: float = -1.0,
-    threads: int = 0,
-    seed: int = 0,
-) -> None:
-    """Condense once and print the outcome as JSON on the last line of stdout (negative: not given)."""
-    options: dict[str, Any] = {"tolerance": tolerance, "keep": keep}
-    given = {name: value for name, value in options.items() if value >= 0}
-    try:
-        result = condense(network, calibration=calibration, threads=threads, seed=seed, **given)
-    except CondenseError as error:
-        print(json.dumps({"failed": error.text, "peak_mb": peak_mb()}))
-        return
-    onnx.save(result.model, out)
-    report = result.report
-    outcome = {
-        "status": report.status,
-        "before": report.parameters.before if report.parameters else 0,
-        "after": report.parameters.after if report.parameters else 0,
-        "error": report.error.value if report.error else math.nan,
-        "peak_mb": peak_mb(),
-    }
-    print(json.dumps(outcome))
-
-
-def condense_apart(job: Job) -> Outcome:
-    """One run of condense() in a process of its own."""
-    command = [sys.executable, __file__, "one", str(job.network), str(job.calibration), str(job.out)]
-    command += [f"--threads={job.threads}", f"--seed={job.seed}"]
-    command += [f"--tolerance={job.tolerance}"] if job.tolerance is not None else []
-    command += [f"--keep={job.keep}"] if job.keep is not None else []
-    start = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 (our own file)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        return Outcome(seconds=seconds, failed=f"exit {done.returncode}")
-    return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]), seconds=seconds)
-
-
 def outputs(model: Path, name: str, x: Array) -> list[Array]:
     """All outputs of a network on rows x [n, features], with graph optimization off."""
     session = Runtime().session(model, optimize=False)
@@ -161,22 +63,6 @@ def relative_error(dense: list[Array], condensed: list[Array]) -> float:
         spread = np.mean((reference - reference.mean(axis=0)) ** 2)
         worst = max(worst, float(np.sqrt(np.mean((y - reference) ** 2) / spread)))
     return worst
-
-
-def row(*cells: object) -> str:
-    """One line of a markdown table."""
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def header(*cells: str) -> str:
-    """Head of a markdown table."""
-    return row(*cells) + "\n" + row(*["---"] * len(cells))
-
-
-def speedup(before: Path, after: Path, feed: Feed, batch: int, threads: int) -> str:
-    """Measured speedup with its interval, as text."""
-    result = latency.compare(before, after, feed, Runtime(threads=threads), batch=batch)
-    return f"{result.speedup:.2f} ({result.interval[0]:.2f} to {result.interval[1]:.2f})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,10 +166,10 @@ def _times_number(a: Values, factor: FloatArray, noise: FloatArray) -> Values:
     )
 
 
-def affine_of(a: Values, factor: FloatArray, shift: FloatArray, eps: float) -> Values:
-    """K a + s with numbers per channel, each known to eps of its size."""
+def affine_of(a: Values, factor: FloatArray, shift: FloatArray, terms: FloatArray, eps: float) -> Values:
+    """K a + s with numbers per channel, each known to eps of its size; that of s is that of its terms."""
     scaled = _times_number(a, factor, eps * np.abs(factor))
-    noise = scaled.offset_noise + eps * np.abs(shift)
+    noise = scaled.offset_noise + eps * terms
     return dataclasses.replace(scaled, offset=scaled.offset + shift, offset_noise=noise)
 
 

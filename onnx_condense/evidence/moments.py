@@ -1,14 +1,13 @@
 """Means and second moments of what readers read, accumulated inside the ONNX Runtime graph.
 
-Activations never leave the runtime: per batch only a mean [K] and a centred product [K, L] come back. They add
-up over batches (and shards, and machines) by the pairwise update of Chan, Golub & LeVeque (1979), in float64.
+Activations never leave the runtime: per batch only means and a centred product come back. They add up over batches
+(and shards, and machines) by the pairwise update of Chan, Golub & LeVeque (1979), in float64.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +15,9 @@ from onnx import helper
 
 from onnx_condense.data.samples import Samples
 from onnx_condense.errors import CalibrationError
+from onnx_condense.evidence.columns import Builder, Columns
 from onnx_condense.plan import IntArray, Moments
-from onnx_condense.runtime import Runtime, run
+from onnx_condense.runtime import Array, Runtime, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
 ROWS = 1024
@@ -25,17 +25,15 @@ ROWS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two tensors of one graph whose features along an axis are to be correlated; all other axes are rows."""
+    """Two sets of columns of one graph that are to be correlated, row by row."""
 
-    left: str
-    left_axis: int
-    right: str
-    right_axis: int
+    left: Columns
+    right: Columns
 
 
-def of_axis(tensor: str, axis: int) -> Pair:
-    """A tensor with itself."""
-    return Pair(tensor, axis, tensor, axis)
+def with_itself(columns: Columns) -> Pair:
+    """A set of columns with itself."""
+    return Pair(columns, columns)
 
 
 def collect(
@@ -45,6 +43,7 @@ def collect(
     samples: Samples,
     indices: IntArray,
     runtime: Runtime,
+    batch: int = ROWS,
 ) -> list[Moments]:
     """Moments of each pair over the given samples.
 
@@ -55,96 +54,78 @@ def collect(
         samples: the source.
         indices: which of its samples.
         runtime: how to run.
+        batch: samples per pass at most.
 
     Raises:
         CalibrationError: a tensor is infinite or too large for second moments in float32.
     """
     if not pairs:
         return []
-    session = runtime.session(_with_moments(proto, pairs, ranks))
+    model, draws = _with_moments(proto, pairs, ranks)
+    session = runtime.session(model)
+    rng = np.random.default_rng(0)
     totals: list[Moments | None] = [None] * len(pairs)
-    for batch in samples.batches(indices, ROWS):
-        found = run(session, batch.feed)
-        for i in range(len(pairs)):
-            count, left, right, product = found[4 * i : 4 * i + 4]
-            wide = [np.asarray(a, np.float64) for a in (left.reshape(-1), right.reshape(-1), product)]
-            if not all(np.isfinite(a).all() for a in wide):
-                raise CalibrationError(
-                    "calibration-range",
-                    f"tensor {pairs[i].left} is not finite or too large (above about 1e18) on these samples: "
-                    "check the inputs, or condense without --calibration",
-                    pairs[i].left,
-                )
-            new = Moments(float(count.reshape(-1)[0]), *wide)
+    for part in samples.batches(indices, batch):
+        drawn = {name: columns.places(rng, len(part.samples)) for name, columns in draws.items()}
+        found = run(session, {**part.feed, **drawn})
+        for i, pair in enumerate(pairs):
+            new = _moments(pair, found[4 * i : 4 * i + 4])
             old = totals[i]
             totals[i] = new if old is None else old.plus(new)
     return [t for t in totals if t is not None]
 
 
-def _with_moments(proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[str, int]) -> onnx.ModelProto:
-    """The network with moments as its only outputs (what does not lead there is not computed)."""
+def _moments(pair: Pair, found: Sequence[Array]) -> Moments:
+    count, *numbers = found
+    left, right, product = (np.asarray(a, np.float64) for a in numbers)
+    if not all(np.isfinite(a).all() for a in (left, right, product)):
+        raise CalibrationError(
+            "calibration-range",
+            f"tensor {pair.left.tensor} is not finite or too large (above about 1e18) on these samples: "
+            "check the inputs, or condense without --calibration",
+            pair.left.tensor,
+        )
+    left, right = pair.left.arranged(left.reshape(-1)), pair.right.arranged(right.reshape(-1))
+    return Moments(float(count.reshape(-1)[0]), left, right, product)
+
+
+def count_rows(
+    proto: onnx.ModelProto,
+    columns: Sequence[Columns],
+    ranks: Mapping[str, int],
+    samples: Samples,
+    indices: IntArray,
+    runtime: Runtime,
+) -> list[int]:
+    """How many rows each set of columns has in the first sample."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    builder = _Builder(copy, ranks)
+    builder = Builder(copy, ranks)
+    del copy.graph.output[:]
+    for i, side in enumerate(columns):
+        shape = builder.node("Shape", [builder.rows(dataclasses.replace(side, take=0))], out=f"moments_rows_{i}")
+        copy.graph.output.append(helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, None))
+    first = next(iter(samples.batches(indices[:1], 1)))
+    return [int(shape[0]) for shape in run(runtime.session(copy), first.feed)] if columns else []
+
+
+def _with_moments(
+    proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[str, int]
+) -> tuple[onnx.ModelProto, Mapping[str, Columns]]:
+    """The network with moments as its only outputs (what does not lead there is not computed), and its new inputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    builder = Builder(copy, ranks)
     del copy.graph.output[:]
     for i, pair in enumerate(pairs):
-        left, left_mean, count = builder.centred(pair.left, pair.left_axis)
-        right, right_mean, _ = builder.centred(pair.right, pair.right_axis)
+        left, left_mean, count = builder.centred(pair.left)
+        right, right_mean, _ = builder.centred(pair.right)
         # Gemm needs a third input before opset 11.
         product = builder.node("MatMul", [builder.node("Transpose", [left], perm=[1, 0]), right])
         for name, kind in ((count, 7), (left_mean, 1), (right_mean, 1), (product, 1)):
             out = builder.node("Identity", [name], out=f"moments_{i}_{len(copy.graph.output)}")
             copy.graph.output.append(helper.make_tensor_value_info(out, kind, None))
-    return copy
-
-
-class _Builder:
-    """Appends the nodes that turn tensors into moments."""
-
-    def __init__(self, proto: onnx.ModelProto, ranks: Mapping[str, int]) -> None:
-        self._graph = proto.graph
-        self._ranks = ranks
-        self._opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-        self._done: dict[tuple[str, int], tuple[str, str, str]] = {}
-        self._count = 0
-
-    def node(self, op: str, inputs: list[str], out: str = "", **attributes: Any) -> str:
-        self._count += 1
-        out = out or f"moments/{op}_{self._count}"
-        self._graph.node.append(helper.make_node(op, inputs, [out], **attributes))
-        return out
-
-    def _integers(self, values: list[int]) -> str:
-        self._count += 1
-        name = f"moments/constant_{self._count}"
-        self._graph.node.append(
-            helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.array(values, np.int64)))
-        )
-        return name
-
-    def centred(self, tensor: str, axis: int) -> tuple[str, str, str]:
-        """Rows minus their mean [n, K], the mean [1, K] and n, in float32."""
-        key = (tensor, axis)
-        if key in self._done:
-            return self._done[key]
-        rank = self._ranks[tensor]
-        flat = self.node("Cast", [tensor], to=onnx.TensorProto.FLOAT)
-        if rank > 1 and axis != rank - 1:
-            order = [a for a in range(rank) if a != axis] + [axis]
-            flat = self.node("Transpose", [flat], perm=order)
-        if rank == 1:
-            flat = self.node("Reshape", [flat, self._integers([1, -1])])
-        elif rank > 2:
-            # -1 must be the rows: keep the last axis by name through Flatten.
-            flat = self.node("Flatten", [flat], axis=rank - 1)
-        if self._opset >= 18:
-            mean = self.node("ReduceMean", [flat, self._integers([0])], keepdims=1)
-        else:
-            mean = self.node("ReduceMean", [flat], axes=[0], keepdims=1)
-        shape = self.node("Shape", [flat])
-        count = self.node("Gather", [shape, self._integers([0])])
-        self._done[key] = (self.node("Sub", [flat, mean]), mean, count)
-        return self._done[key]
+    return copy, builder.draws
 
 
 PREFIX = "condensed/"

@@ -13,6 +13,7 @@ meet a large input, so no element hides behind the size of its row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,8 @@ from onnx_condense.runtime import evaluate_node
 # A stored weight is trusted to so many units in the last place; two weights are equal within twice that.
 ROUNDINGS = 2.0
 
+MOVES = {Law.MOVE, Law.MAXIMUM, Law.PADDED}
+
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 
 
@@ -53,6 +56,8 @@ class Numbering:
         self._count = CONSTANT
         self._values: dict[str, Values] = {}
         self._opaque: dict[tuple[str, int, int], Values] = {}
+        self._padded: dict[tuple[str, int, int], Values] = {}
+        self._one = int(self._fresh(1)[0])
         self._contents: dict[tuple[tuple[int, ...], str, bytes], int] = {}
         uses = {use.weight.node: use for use in view.linear}
         for node in network.nodes:
@@ -70,8 +75,10 @@ class Numbering:
         with np.errstate(over="ignore", invalid="ignore"):
             if use is not None:
                 return self._linear(node, use, rule, axis)
-            if rule.law is Law.MOVE:
-                return self._moved(node, axis)
+            constants = [self._network.constant(name) if name else None for name in node.inputs]
+            law = rule.law_of(node.attributes, constants)
+            if law in MOVES:
+                return self._moved(node, rule, law, axis)
             if rule.affine is not None:
                 return self._affine(node, rule.affine, axis)
             return self._elementwise(node, rule, axis) if rule.trace is ops.elementwise.trace else None
@@ -85,6 +92,31 @@ class Numbering:
         if key not in self._opaque:
             self._opaque[key] = exact(axis, self._fresh(size))
         return self._opaque[key]
+
+    def read_by(self, use: LinearUse) -> Values:
+        """Values of what a linear op reads, as it reads them."""
+        tensor = self._network.nodes[use.activation.node].inputs[use.activation.position]
+        values = self.of(tensor, use.act_axis, len(use.columns))
+        return self._beside_zeros(tensor, values) if use.padded else values
+
+    def _beside_zeros(self, tensor: str, x: Values) -> Values:
+        """The same channels to someone who reads zeros beside them: no offset is the same everywhere any more.
+
+        s v + o becomes s (v + o / s), a function of its own for every o / s; constants are multiples of one.
+        """
+        key = (tensor, x.axis, len(x))
+        if key in self._padded:
+            return self._padded[key]
+        shifted = np.abs(x.offset) > x.offset_noise
+        safe = np.where(x.constant, 1.0, x.scale)
+        place, blur = x.offset / safe, (x.offset_noise + np.abs(x.offset / safe) * x.scale_noise) / np.abs(safe)
+        moved = self._group(x.classes[:, None], place[:, None], blur[:, None])
+        classes = np.where(x.constant, np.where(shifted, self._one, CONSTANT), np.where(shifted, moved, x.classes))
+        scale = np.where(x.constant, np.where(shifted, x.offset, 0.0), x.scale)
+        noise = np.where(x.constant, np.where(shifted, x.offset_noise, 0.0), x.scale_noise)
+        zeros = np.zeros(len(x))
+        self._padded[key] = Values(x.axis, classes, scale, zeros, noise, zeros)
+        return self._padded[key]
 
     def _fresh(self, count: int) -> IntArray:
         self._count += count
@@ -100,9 +132,9 @@ class Numbering:
     def _linear(self, node: Node, use: LinearUse, rule: ops.OpRule, axis: int) -> Values | None:
         weight = stored_weight(self._network, use)
         bias = self._addend(node, use, rule)
-        if weight is None or bias is None:
+        if bias is None:
             return None
-        x = self.of(node.inputs[use.activation.position], use.act_axis, weight.shape[1])
+        x = per_tap(self.read_by(use), use.taps)
         rounding = _rounding(weight, type_eps(self._network, use), type_step(self._network, use))
         eps = ROUNDINGS * type_eps(self._network, use)
         combined = use.gain * _sum_by_class(weight * x.scale, x.classes)
@@ -129,21 +161,41 @@ class Numbering:
         if constant is None:
             return None
         aligned = constant.reshape((1,) * (2 - constant.ndim) + constant.shape).astype(np.float64)
-        if aligned.shape[1 - (use.result_axis or 0)] != 1:
+        # The checker lets biases of any length pass.
+        if aligned.shape[1 - (use.result_axis or 0)] != 1 or aligned.size not in {1, rows}:
             return None
         return float(node.attributes.get("beta", 1.0)) * np.broadcast_to(aligned.reshape(-1), rows)
 
     # ---- ops on one operand that keep its channels apart ----
 
-    def _moved(self, node: Node, axis: int) -> Values | None:
+    def _moved(self, node: Node, rule: ops.OpRule, law: Law, axis: int) -> Values | None:
         """The same channels with their elements in other places: new functions, old scales and offsets."""
-        before = _only_axis(self._view.labels.get(node.inputs[0]))
-        if before is None:
+        labels = self._view.labels.get(node.inputs[0])
+        before = _only_axis(labels)
+        if labels is None or before is None:
             return None
-        x = self.of(node.inputs[0], before, self._view.labels[node.outputs[0]].shape[axis])
+        x = self.of(node.inputs[0], before, labels.shape[before])
+        if law is Law.PADDED:
+            x = self._beside_zeros(node.inputs[0], x)
+        source = self._source(node, rule, labels.shape)
+        if source is None or source.shape[axis] != source.size:
+            return None
+        came = source.reshape(-1)
+        x = Values(axis, *(getattr(x, n)[came] for n in _PARTS))
+        # A largest element of -v is no largest element of v.
+        flipped = (x.scale < 0) & (law is Law.MAXIMUM)
+        keys = np.stack([x.classes, _occurrence(came), flipped], 1)
         none = np.zeros((len(x), 0))
-        classes = np.where(x.constant, CONSTANT, self._group(x.classes[:, None], none, none))
-        return Values(axis, classes, x.scale, x.offset, x.scale_noise, x.offset_noise)
+        classes = np.where(x.constant, CONSTANT, self._group(keys, none, none))
+        scale = np.abs(x.scale) if law is Law.MAXIMUM else x.scale
+        return Values(axis, classes, scale, x.offset, x.scale_noise, x.offset_noise)
+
+    def _source(self, node: Node, rule: ops.OpRule, shape: tuple[int, ...]) -> IntArray | None:
+        """From which channel of the first operand each position of the result comes, asked of the op's own rule."""
+        marks = np.arange(1, math.prod(shape) + 1).reshape(shape)
+        marked = ops.call_of(self._network, node, {node.inputs[0]: marks}, self._fresh)
+        output = rule.trace(marked).output
+        return None if output is None else output - 1
 
     def _affine(self, node: Node, affine: ops.Affine, axis: int) -> Values | None:
         """K a + s with stored numbers per channel."""
@@ -152,9 +204,9 @@ class Numbering:
             return None
         x = self.of(node.inputs[0], axis, self._view.labels[node.outputs[0]].shape[axis])
         numbers = [v for v in stored if v is not None]
-        factor, shift = affine(node.attributes, [v.astype(np.float64) for v in numbers])
+        factor, shift, terms = affine(node.attributes, [v.astype(np.float64) for v in numbers])
         eps = ROUNDINGS * max(_eps(v.dtype) for v in numbers)
-        return affine_of(x, factor, shift, eps)
+        return affine_of(x, factor, shift, terms, eps)
 
     # ---- element-wise ops ----
 
@@ -235,6 +287,28 @@ class Numbering:
 _PARTS = ("classes", "scale", "offset", "scale_noise", "offset_noise")
 
 
+def per_tap(values: Values, taps: int) -> Values:
+    """Values of the columns of a weight matrix [K T]: at every tap a function of its own.
+
+    Class numbers stay different, and CONSTANT stays CONSTANT; they only compare with one another.
+    """
+    if taps == 1:
+        return values
+    classes = (values.classes[:, None] * taps + np.arange(taps)).reshape(-1)
+    classes = np.where(np.repeat(values.constant, taps), CONSTANT, classes)
+    return Values(values.axis, classes, *(np.repeat(getattr(values, n), taps) for n in _PARTS[1:]))
+
+
+def _occurrence(numbers: IntArray) -> IntArray:
+    """How often each entry occurred before."""
+    order = np.argsort(numbers, kind="stable")
+    ranked = numbers[order]
+    starts = np.searchsorted(ranked, ranked)
+    result = np.empty_like(numbers)
+    result[order] = np.arange(len(numbers)) - starts
+    return result
+
+
 def _only_axis(labels: IntArray | None) -> int | None:
     """The one axis along which channels differ, or None."""
     axes = [] if labels is None else [axis for axis, n in enumerate(labels.shape) if n > 1]
@@ -285,12 +359,6 @@ def _stored(network: Network, use: LinearUse) -> npt.NDArray[np.generic]:
     return value
 
 
-def stored_weight(network: Network, use: LinearUse) -> FloatArray | None:
-    """The weight of a linear use as [O, K] float64; a weight vector is one row."""
-    value = network.constant(network.nodes[use.weight.node].inputs[use.weight.position])
-    if value is None:
-        return None
-    wide = value.astype(np.float64)
-    if use.out_axis is None:
-        return wide[None, :]
-    return wide if use.in_axis == 1 else wide.T
+def stored_weight(network: Network, use: LinearUse) -> FloatArray:
+    """The weight of a linear use as [O, K T] float64; a weight vector is one row."""
+    return use.matrix(_stored(network, use))

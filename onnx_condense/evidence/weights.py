@@ -24,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 class _Merged:
     """A reader once stand-ins have taken over.
 
-    weight: [O, K]; offset: [O], before the gain; noise: [O, K], below which a sum of columns has cancelled.
+    weight: [O, K, T]; offset: [O], before the gain; noise: [O, K, T], below which a sum of columns has cancelled.
     """
 
     weight: FloatArray
@@ -62,20 +62,17 @@ class _Finder:
     def __init__(self, network: Network, view: ChannelView) -> None:
         self._network, self._view = network, view
         numbering = Numbering(network, view)
-        self._values = [numbering.of(self._read_by(i), u.act_axis, len(u.columns)) for i, u in enumerate(view.linear)]
+        self._values = [numbering.read_by(use) for use in view.linear]
         self._columns = [_positions(use.columns) for use in view.linear]
         self._first = {u: uses[0] for uses in view.shared for u in uses}
         top = [s.channels.max(initial=0) for s in view.spaces] + [u.columns.max(initial=0) for u in view.linear]
         self._labels = int(max(top, default=0)) + 1
 
-    def _read_by(self, index: int) -> str:
-        use = self._view.linear[index]
-        return self._network.nodes[use.activation.node].inputs[use.activation.position]
-
     def _weight(self, index: int) -> FloatArray:
-        weight = stored_weight(self._network, self._view.linear[index])
-        assert weight is not None
-        return weight
+        """[O, K, T]."""
+        use = self._view.linear[index]
+        weight = stored_weight(self._network, use)
+        return weight.reshape(len(weight), -1, use.taps)
 
     # ---- who stands for whom ----
 
@@ -150,12 +147,12 @@ class _Finder:
                 continue
             weight[:, mine] = 0.0
             if target == PINNED:
-                offset += original[:, mine] @ values.offset[mine]
+                offset += original[:, mine].sum(axis=2) @ values.offset[mine]
                 continue
             for p, at in zip(mine, columns[target], strict=True):
                 ratio = _ratio(lead, p, at)
                 weight[:, at] += original[:, p] * ratio
-                offset += original[:, p] * (values.offset[p] - ratio * values.offset[at])
+                offset += original[:, p].sum(axis=1) * (values.offset[p] - ratio * values.offset[at])
                 noise[:, at] += eps * (np.abs(original[:, p] * ratio) + np.abs(original[:, at]))
         return _Merged(weight, offset, noise)
 
@@ -194,9 +191,9 @@ class _Finder:
     def _weighs(self, index: int, merged: Mapping[int, _Merged], rows: BoolArray) -> BoolArray:
         """Columns [K] that the given rows have a weight for."""
         if index not in merged:
-            return np.asarray((self._weight(index)[rows] != 0).any(axis=0))
+            return np.asarray((self._weight(index)[rows] != 0).any(axis=(0, 2)))
         reader = merged[index]
-        return np.asarray((np.abs(reader.weight[rows]) > reader.noise[rows]).any(axis=0))
+        return np.asarray((np.abs(reader.weight[rows]) > reader.noise[rows]).any(axis=(0, 2)))
 
     def update(self, index: int, merged: Mapping[int, _Merged], gone: BoolArray) -> ReaderUpdate:
         """The columns of a reader, with those of channels that go at zero."""
@@ -204,7 +201,7 @@ class _Finder:
         weight = self._weight(index).copy() if index not in merged else merged[index].weight
         offset = np.zeros(len(weight)) if index not in merged else merged[index].offset
         weight[:, gone[use.columns]] = 0.0
-        return ReaderUpdate(index, weight, use.gain * offset)
+        return ReaderUpdate(index, weight.reshape(len(weight), -1), use.gain * offset)
 
 
 def _positions(columns: IntArray) -> dict[int, list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_condense.ops import elementwise, layout, linear, norm
+from onnx_condense.ops import conv, elementwise, layout, linear, norm, spatial
+from onnx_condense.ops.calls import call_of
 from onnx_condense.ops.registry import Affine, Call, Effect, Law, OpRule, Value, find, pinned_like, registered
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "Law",
     "OpRule",
     "Value",
+    "call_of",
+    "conv",
     "elementwise",
     "find",
     "layout",
@@ -19,4 +22,5 @@ __all__ = [
     "norm",
     "pinned_like",
     "registered",
+    "spatial",
 ]

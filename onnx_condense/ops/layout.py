@@ -1,21 +1,33 @@
-"""Data movement that keeps the channel axis whole: labels move with their axis.
+"""Data movement: labels go where the elements go.
 
-Ops that split the axis or merge it with others (heads, Flatten of an image) are barriers so far.
+Reshape, Flatten, Squeeze and Unsqueeze split the axes of operand and result into blocks that hold the same elements;
+inside a block labels are reshaped like the elements. What spreads channels over several axes (heads) pins them so far.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_condense.known import Known, Size
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
-from onnx_condense.plan import Operand, SizeUse
+from onnx_condense.plan import IntArray, Operand, SizeUse
 from onnx_condense.shapes import Shape
 
 NOT_WHOLE = "moved in a way that does not keep the channel axis whole"
+UNKNOWN_SIZES = "merged with an axis of unknown size"
 COMPUTED_SHAPE = "reshaped to a shape that is computed in the graph"
+COMPUTED_WIDTH = "reshaped to a computed shape that names the width"
+COMPUTED_AXES = "axes that are computed in the graph"
 UNKNOWN_RANK = "shape not known"
+SIZE_READ = "its size is read by the graph"
+
+Block = tuple[range, Shape]
+"""Neighbouring axes of the operand, and the sizes of the axes of the result that hold the same elements."""
+_Extent = tuple[int, tuple[str, ...]]
 
 
 def trace_transpose(call: Call) -> Effect:
@@ -29,66 +41,284 @@ def trace_transpose(call: Call) -> Effect:
     return Effect(x.labels.transpose(order))
 
 
-def trace_reshape(call: Call) -> Effect:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the axis that keeps its size and its place among the elements."""
+def trace_flatten(call: Call) -> Effect:
+    """All axes before `axis` become one, and all others another."""
     x = call.operands[0]
     if x is None or x.labels is None:
         return Effect(None)
-    if x.shape is None or call.result_shape is None or len(x.shape) != x.labels.ndim:
+    rank, axis = x.labels.ndim, call.attributes.get("axis", 1)
+    if not -rank <= axis <= rank:
         return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
-    axes = [axis for axis, n in enumerate(x.labels.shape) if n > 1]
-    rank = len(call.result_shape)
-    if not axes:
-        # One label for all: it stays, because what is one channel here can't be cut further.
-        return Effect(x.labels.reshape((1,) * rank), pins=((x.labels, NOT_WHOLE),))
-    at = _new_place(axes[0], x.shape, call.result_shape) if len(axes) == 1 else None
-    if at is None or call.result_shape[at] != x.labels.size:
-        return Effect(None, pins=((x.labels, NOT_WHOLE),))
-    return Effect(x.labels.reshape([-1 if axis == at else 1 for axis in range(rank)]))
+    cut = axis + rank if axis < 0 else axis
+    # The product of no axes is 1.
+    blocks: list[Block] = [(part, (None,) if part else (1,)) for part in (range(cut), range(cut, rank))]
+    if call.result_shape is not None and len(call.result_shape) != 2:
+        return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
+    return _moved(x, x.labels, blocks)
 
 
-def trace_named_shape(call: Call) -> Effect:
-    """Reshape: as above; a number in the shape that names the width follows it."""
-    effect = trace_reshape(call)
-    x, shape = call.operands[0], call.operands[1] if len(call.operands) > 1 else None
-    if x is None or x.labels is None or effect.output is None or x.labels.size == 1:
-        return effect
-    if shape is None or shape.constant is None:
+def trace_unsqueeze(call: Call) -> Effect:
+    """New axes of size 1 own no channels."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    axes = stated(call, 1, "axes")
+    rank = x.labels.ndim + len(axes or ())
+    places = None if axes is None else places_of(axes, rank)
+    if places is None:
+        return Effect(None, pins=((x.labels, COMPUTED_AXES if axes is None else UNKNOWN_RANK),))
+    return checked(call, x.labels, np.expand_dims(x.labels, places))
+
+
+def trace_squeeze(call: Call) -> Effect:
+    """Axes of size 1 go; none of them may own several channels."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    axes = stated(call, 1, "axes")
+    places = None if axes is None else places_of(axes, x.labels.ndim)
+    if places is None or any(x.labels.shape[axis] != 1 for axis in places):
+        return Effect(None, pins=((x.labels, COMPUTED_AXES if axes is None else UNKNOWN_RANK),))
+    return checked(call, x.labels, np.squeeze(x.labels, places))
+
+
+def trace_reshape(call: Call) -> Effect:
+    """Labels move like the elements; a stored number that names the width follows it."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    names = _names(call, x)
+    if x.shape is None or len(x.shape) != x.labels.ndim:
+        return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
+    if names is None:
         return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
-    before, after = int(np.argmax(x.labels.shape)), int(np.argmax(effect.output.shape))
-    return _following(call, effect, x, shape, before, after)
-
-
-def _following(call: Call, effect: Effect, x: Value, shape: Value, before: int, after: int) -> Effect:
-    """What the stored shape says of the axis: -1 follows by itself, 0 copies, a number is rewritten."""
-    assert shape.constant is not None
-    assert x.labels is not None
-    names = shape.constant.reshape(-1).tolist()
-    copies = [i for i, n in enumerate(names) if n == 0 and not call.attributes.get("allowzero")]
-    if len(names) <= after or (before in copies) != (after in copies and before == after):
+    before = _sizes(x.labels, x.shape)
+    after = _result_sizes(names, x.name, before, call.result_shape)
+    if after is None or 0 in (*before, *after):
         return Effect(None, pins=((x.labels, NOT_WHOLE),))
-    if names[after] in (-1, 0):
+    effect = _moved(x, x.labels, _blocks(before, after))
+    if effect.output is None or effect.pins:
         return effect
-    size = SizeUse(Operand(call.index, 1), after, x.labels.reshape(-1))
-    return Effect(effect.output, sizes=(size,))
+    return _following(call, x, names, after, effect.output)
 
 
-def _new_place(axis: int, before: Shape, after: Shape) -> int | None:
-    """The axis of the result that holds the same elements in the same order, or None."""
-    for at, size in enumerate(after):
-        if size != before[axis] or not isinstance(size, int):
+def trace_shape(call: Call) -> Effect:
+    """Sizes own no channels; what has channels along an axis whose size somebody reads keeps them."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    axes = list(range(x.labels.ndim))[call.attributes.get("start", 0) : call.attributes.get("end")]
+    read = [axis for i, axis in enumerate(axes) if call.wanted is None or i in call.wanted]
+    pinned = any(x.labels.shape[axis] > 1 for axis in read)
+    return Effect(None, pins=((x.labels, SIZE_READ),) if pinned else ())
+
+
+def stated(call: Call, position: int, attribute: str) -> tuple[int, ...] | None:
+    """Integers that a node gets as an attribute or, in later opsets, as an operand; None where they are not known."""
+    if attribute in call.attributes:
+        return tuple(call.attributes[attribute])
+    numbers = numbers_of(call.operands[position] if len(call.operands) > position else None)
+    known = tuple(n for n in numbers or () if n is not None)
+    return known if numbers is not None and len(known) == len(numbers) else None
+
+
+def numbers_of(value: Value | None) -> tuple[int | None, ...] | None:
+    """What is known of a list of integers, stored or computed."""
+    if value is None:
+        return None
+    if value.constant is None:
+        return None if value.known is None else tuple(n if isinstance(n, int) else None for n in value.known)
+    return tuple(int(n) for n in value.constant.reshape(-1).tolist())
+
+
+def copied(value: Value, at: int, x: Value) -> int | None:
+    """The axis of `x` whose size the graph puts at a position of a list of sizes, or None."""
+    size = value.known[at] if value.known is not None and at < len(value.known) else None
+    return size.axis if isinstance(size, Size) and size.tensor == x.name else None
+
+
+def places_of(axes: Sequence[int], rank: int) -> tuple[int, ...] | None:
+    """Axes counted from the front, or None where they do not fit the rank."""
+    fits = all(-rank <= axis < rank for axis in axes)
+    places = tuple(axis % rank for axis in axes) if fits else ()
+    return places if fits and len(set(places)) == len(axes) else None
+
+
+def checked(call: Call, labels: IntArray, output: IntArray) -> Effect:
+    """Declared shapes may be wrong: believe no rank that can't be."""
+    if call.result_shape is not None and len(call.result_shape) != output.ndim:
+        return Effect(None, pins=((labels, UNKNOWN_RANK),))
+    return Effect(output)
+
+
+def _moved(x: Value, labels: IntArray, blocks: Sequence[Block]) -> Effect:
+    """Labels of a result that consists of blocks of the operand's elements."""
+    labels_now = _narrow(labels)
+    rank = sum(len(sizes) for _, sizes in blocks)
+    if x.shape is not None and len(x.shape) != labels.ndim:
+        return Effect(None, pins=((labels, UNKNOWN_RANK),))
+    if labels_now.size == 1:
+        # One label for all: it stays, because what is one channel here can't be cut further.
+        return Effect(labels_now.reshape((1,) * rank), pins=((labels, NOT_WHOLE),))
+    output = _spread(labels_now, _sizes(labels, x.shape or (None,) * labels.ndim), blocks)
+    return Effect(None, pins=((labels, output),)) if isinstance(output, str) else Effect(output)
+
+
+def _spread(labels: IntArray, known: Shape, blocks: Sequence[Block]) -> IntArray | str:
+    """The labels of every element of a block that has some, reshaped; or why the result can't have them.
+
+    labels: narrow; known: sizes of all axes of the operand.
+    """
+    wide, shape = [1] * labels.ndim, list[int]()
+    for axes, after in blocks:
+        if all(labels.shape[axis] == 1 for axis in axes):
+            shape += [1] * len(after)
             continue
-        ends = ((before[:axis], after[:at]), (before[axis + 1 :], after[at + 1 :]))
-        if any(_extent(a) is not None and _extent(a) == _extent(b) for a, b in ends):
-            return at
-    return None
+        sizes = [n for axis in axes if isinstance(n := known[axis], int)]
+        if len(sizes) < len(axes):
+            return UNKNOWN_SIZES
+        filled = _filled(after, math.prod(sizes))
+        if filled is None:
+            return NOT_WHOLE
+        shape += filled
+        wide[axes.start : axes.stop] = sizes
+    output = _narrow(np.broadcast_to(labels, wide).reshape(shape))
+    whole = all(sum(n > 1 for n in a.shape) == 1 for a in (labels, output))
+    return output if whole else NOT_WHOLE
 
 
-def _extent(shape: Shape) -> tuple[int, tuple[str, ...]] | None:
+def _sizes(labels: IntArray, shape: Shape) -> Shape:
+    """Sizes of axes; labels know some that shape inference does not."""
+    return tuple(n if n > 1 else size for n, size in zip(labels.shape, shape, strict=True))
+
+
+def _narrow(labels: IntArray) -> IntArray:
+    """Extent 1 along every axis on which labels do not differ."""
+    for axis in range(labels.ndim):
+        first = labels.take([0], axis)
+        if labels.shape[axis] > 1 and (labels == first).all():
+            labels = first
+    return labels
+
+
+def _filled(sizes: Shape, count: int) -> list[int] | None:
+    """Sizes of axes that hold `count` elements together; at most one may be unknown."""
+    known = [n for n in sizes if isinstance(n, int)]
+    rest = math.prod(known)
+    if len(known) == len(sizes):
+        return known if rest == count else None
+    if len(known) < len(sizes) - 1 or count % rest:
+        return None
+    return [n if isinstance(n, int) else count // rest for n in sizes]
+
+
+def _blocks(before: Shape, after: Shape) -> list[Block]:
+    """The finest split of both shapes into blocks of the same elements that can be told; what is left is one block.
+
+    Leading sizes of equal product hold the same elements in the same order, and so do trailing ones.
+    """
+    front = _cuts(before, after)
+    back = [(len(before) - i, len(after) - j) for i, j in _cuts(before[::-1], after[::-1])]
+    i, j = front[-1]
+    cuts = sorted({*front, *(cut for cut in back if cut[0] >= i and cut[1] >= j), (len(before), len(after))})
+    return [(range(i, k), after[j:m]) for (i, j), (k, m) in itertools.pairwise(cuts)]
+
+
+def _cuts(before: Shape, after: Shape) -> list[tuple[int, int]]:
+    """Lengths of leading parts of equal extent, shortest first."""
+    cuts = [(0, 0)]
+    i = j = 1
+    while i <= len(before) and j <= len(after):
+        (a, b), (start, end) = cuts[-1], (i, j)
+        left, right = _extent(before[a:i]), _extent(after[b:j])
+        if left is None or right is None:
+            break
+        if left == right:
+            cuts.append((i, j))
+            i, j = i + 1, j + 1
+            continue
+        behind = _behind(left, right)
+        i, j = start + (behind <= 0), end + (behind >= 0)
+    return cuts
+
+
+def _behind(left: _Extent, right: _Extent) -> int:
+    """Which of two unequal extents has to grow to become the other: -1 the left, 1 the right, 0 both."""
+    if left[1] == right[1]:
+        return -1 if left[0] < right[0] else 1
+    lacks_left = any(left[1].count(s) < right[1].count(s) for s in right[1])
+    lacks_right = any(right[1].count(s) < left[1].count(s) for s in left[1])
+    return int(lacks_right) - int(lacks_left)
+
+
+def _extent(shape: Shape) -> _Extent | None:
     """Number of elements as (known factor, symbols); None where a size is not known."""
     if any(n is None for n in shape):
         return None
     return math.prod(n for n in shape if isinstance(n, int)), tuple(sorted(n for n in shape if isinstance(n, str)))
+
+
+def _names(call: Call, x: Value) -> Known | None:
+    """What the shape of a Reshape says per axis of the result: 0 is a size of the operand, unless it means none."""
+    shape = call.operands[1] if len(call.operands) > 1 else None
+    if shape is None:
+        return None
+    names = shape.known if shape.constant is None else numbers_of(shape)
+    if names is None or call.attributes.get("allowzero"):
+        return names
+    return tuple(Size(x.name, i) if n == 0 else n for i, n in enumerate(names))
+
+
+def _result_sizes(names: Known, x: str, before: Shape, declared: Shape | None) -> Shape | None:
+    """Sizes of the result as the shape says, then as they are declared; None where these do not fit."""
+    known = (None,) * len(names) if declared is None else declared
+    if len(known) != len(names) or any(isinstance(n, Size) and n.tensor == x and n.axis >= len(before) for n in names):
+        return None
+    said = [before[n.axis] if isinstance(n, Size) and n.tensor == x else _said(n) for n in names]
+    return tuple(size if n is None else n for n, size in zip(said, known, strict=True))
+
+
+def _said(entry: int | Size | None) -> int | str | None:
+    if isinstance(entry, Size):
+        return entry.size
+    return entry if entry is not None and entry >= 0 else None
+
+
+def _following(call: Call, x: Value, names: Known, sizes: Shape, output: IntArray) -> Effect:
+    """What the shape says of the axis with the channels: -1 and a copy follow by themselves, a number is rewritten."""
+    assert x.labels is not None
+    labels = _narrow(x.labels)
+    before, after = int(np.argmax(labels.shape)), int(np.argmax(output.shape))
+    line = output.reshape(-1)
+    width = Size(x.name, before)
+    entry = names[after]
+    # Another entry that is the width, or may be the 0 that copies it, would shrink as well.
+    reason = NOT_WHOLE if width in (*names[:after], *names[after + 1 :]) else ""
+    if before != after and before < len(names) and names[before] is None and _may_copy(sizes, before, labels, x):
+        reason = COMPUTED_SHAPE
+    if entry is None:
+        reason = COMPUTED_SHAPE
+    elif isinstance(entry, Size) and (entry != width or not np.array_equal(labels.reshape(-1), line)):
+        reason = NOT_WHOLE
+    elif isinstance(entry, int) and entry != -1:
+        reason = reason or (COMPUTED_WIDTH if _stored(call) is None else "")
+        use = SizeUse(Operand(call.index, 1), after, line)
+        return Effect(None, pins=((x.labels, reason),)) if reason else Effect(output, sizes=(use,))
+    return Effect(None, pins=((x.labels, reason),)) if reason else Effect(output)
+
+
+def _stored(call: Call) -> object:
+    shape = call.operands[1]
+    return None if shape is None else shape.constant
+
+
+def _may_copy(sizes: Shape, axis: int, labels: IntArray, x: Value) -> bool:
+    """Whether a computed entry of the shape might be the 0 that copies the width, as far as sizes tell."""
+    size = sizes[axis]
+    if isinstance(size, int):
+        return bool(size == labels.shape[axis])
+    assert x.shape is not None
+    return size is None or size not in (*x.shape[:axis], *x.shape[axis + 1 :])
 
 
 def _drops_any_single(call: Call) -> str:
@@ -99,7 +329,9 @@ def _drops_any_single(call: Call) -> str:
 
 register(
     OpRule("Transpose", trace_transpose, law=Law.MOVE),
-    OpRule("Reshape", trace_named_shape, since=5, law=Law.MOVE),
-    OpRule("Squeeze", trace_reshape, law=Law.MOVE, guard=_drops_any_single),
-    *(OpRule(op, trace_reshape, law=Law.MOVE) for op in ("Flatten", "Unsqueeze")),
+    OpRule("Reshape", trace_reshape, since=5, law=Law.MOVE),
+    OpRule("Flatten", trace_flatten, law=Law.MOVE),
+    OpRule("Squeeze", trace_squeeze, law=Law.MOVE, guard=_drops_any_single),
+    OpRule("Unsqueeze", trace_unsqueeze, law=Law.MOVE),
+    OpRule("Shape", trace_shape),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 
 import numpy as np
 
@@ -92,13 +93,13 @@ def _linear(
         return Effect(None)
     vector = w.constant.ndim == 1
     output = pinned_like(call.result_shape)
-    reason = _unsupported(w)
+    reason = unsupported(w)
     # Declared shapes may be wrong: believe no rank that can't be.
     if reason or output is None or not x.labels.ndim or output.ndim != x.labels.ndim - vector:
         return Effect(None, pins=((x.labels, reason or UNKNOWN_RANK),))
     size = w.constant.shape[0 if vector else in_axis]
     act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
-    columns, pins = _columns(x.labels, act_axis, size)
+    columns, pins = channel_columns(x.labels, act_axis, size)
     rows = np.empty(0, np.int64) if vector else call.fresh(w.constant.shape[out_axis])
     at = None
     if not vector:
@@ -119,11 +120,11 @@ def _linear(
     return Effect(output, linear=(use,), pins=pins)
 
 
-def _unsupported(weight: Value) -> str:
+def unsupported(weight: Value, ranks: Container[int] = (1, 2)) -> str:
     """Why a constant can't be rewritten as a weight, or ""."""
     value = weight.constant
     assert value is not None
-    if value.ndim not in (1, 2):
+    if value.ndim not in ranks:
         return BATCHED_WEIGHT
     if value.dtype.kind != "f" and "float" not in value.dtype.name:
         return INTEGER_WEIGHT
@@ -132,7 +133,7 @@ def _unsupported(weight: Value) -> str:
     return "" if np.isfinite(value).all() else NOT_FINITE
 
 
-def _columns(labels: IntArray, axis: int, size: int) -> tuple[IntArray, tuple[tuple[IntArray, str], ...]]:
+def channel_columns(labels: IntArray, axis: int, size: int) -> tuple[IntArray, tuple[tuple[IntArray, str], ...]]:
     """Labels of the contracted axis [size]; channels on any other axis are pinned."""
     others = [n for a, n in enumerate(labels.shape) if a != axis]
     if any(n > 1 for n in others) or labels.shape[axis] not in (1, size):

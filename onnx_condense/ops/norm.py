@@ -30,11 +30,11 @@ def trace(call: Call) -> Effect:
     return Effect(x.labels, constants=tuple(uses))
 
 
-def affine(attributes: Mapping[str, Any], operands: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """(x - mean) / sqrt(variance + epsilon) * scale + shift as k x + s."""
+def affine(attributes: Mapping[str, Any], operands: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + shift as k x + s, and the size of the terms that s adds up."""
     scale, shift, mean, variance = operands
     factor = scale / np.sqrt(variance + float(attributes.get("epsilon", 1e-5)))
-    return factor, shift - factor * mean
+    return factor, shift - factor * mean, np.abs(shift) + np.abs(factor * mean)
 
 
 def _uses_batch_statistics(call: Call) -> str:
@@ -43,4 +43,15 @@ def _uses_batch_statistics(call: Call) -> str:
     return "" if call.attributes.get("spatial", 1) else "normalises every position by itself"
 
 
-register(OpRule("BatchNormalization", trace, since=7, law=Law.AFFINE, affine=affine, guard=_uses_batch_statistics))
+register(
+    OpRule(
+        "BatchNormalization",
+        trace,
+        since=7,
+        law=Law.AFFINE,
+        affine=affine,
+        # What is added before the mean is subtracted can as well be subtracted from the mean.
+        absorbs=(3, -1.0),
+        guard=_uses_batch_statistics,
+    )
+)

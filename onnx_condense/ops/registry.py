@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_condense.known import Known
 from onnx_condense.plan import ConstantUse, FloatArray, IntArray, LinearUse, SizeUse
 from onnx_condense.shapes import Shape
 
@@ -32,7 +33,9 @@ class Law(enum.Enum):
     MULTIPLY = "a * b"
     DIVIDE = "a / b"
     AFFINE = "k a + s, with numbers per channel from the record's `affine`"
-    MOVE = "elements of a channel change places; the channel stays whole"
+    MOVE = "elements of a channel change places or are averaged: f(r a + s) = r f(a) + s"
+    MAXIMUM = "the largest of some elements of a channel: f(r a + s) = r f(a) + s for r > 0"
+    PADDED = "as MOVE, but zeros come in: f(r a) = r f(a)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +43,16 @@ class Value:
     """One operand as a rule sees it.
 
     labels: broadcasts to the operand's shape; None for a constant and for a tensor of unknown rank.
-    shape: None where the rank is unknown; constant: its value, or None where it is computed.
+    shape: None where the rank is unknown; constant: its stored value, or None where it is computed.
+    known: what is known of a small 1-d integer tensor even where it is computed: a number, the axis
+    whose size it is, or None per element.
     """
 
     name: str
     labels: IntArray | None
     shape: Shape | None
     constant: npt.NDArray[Any] | None
+    known: Known | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Call:
     """One node with its operands (None where one is left out) and the shape of its first output.
 
     fresh(n): n new channel labels, for writers; results: how many outputs are asked for.
+    wanted: of a Shape, positions of the result that are read by others than the ops that give its operand a new
+    shape; None: perhaps all.
     """
 
     index: int
@@ -62,6 +70,7 @@ class Call:
     result_shape: Shape | None
     fresh: Callable[[int], IntArray]
     results: int = 1
+    wanted: frozenset[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +92,9 @@ class Effect:
 
 
 Trace = Callable[[Call], Effect]
-Affine = Callable[[Mapping[str, Any], Sequence[FloatArray]], tuple[FloatArray, FloatArray]]
-"""(k [C], s [C]) of an affine op from its attributes and its constant operands [C]."""
+Affine = Callable[[Mapping[str, Any], Sequence[FloatArray]], tuple[FloatArray, FloatArray, FloatArray]]
+"""(k, s, |s|'s terms added up) [C] of an affine op from its attributes and its constant operands [C]."""
+Constants = Sequence[npt.NDArray[Any] | None]
 
 
 def never(_: Call) -> str:
@@ -97,7 +107,11 @@ class OpRule:
     """Everything the package knows of one op kind, for opsets since <= version <= until.
 
     trace: how channels pass; law: see `Law`; centre: of an odd op, f(-a) = 2 centre - f(a).
-    affine: of an op with Law.AFFINE. bias: position of an operand that is added to a linear op's rows.
+    refine: the law of one node from its attributes and constant operands (None where computed), instead of `law`.
+    affine: of an op with Law.AFFINE. bias: position of an operand that is added to a linear op's rows; flat_bias:
+    it has one axis whatever the rank of the result.
+    absorbs: (position, factor): adding s to the first operand is adding factor s to the operand at the position.
+    multiple: widths that are multiples of it run well (docs/benchmarks.md); others may be slower than wider ones.
     guard: a reason to treat this node as a barrier after all, or "".
     """
 
@@ -110,7 +124,15 @@ class OpRule:
     centre: float = 0.0
     affine: Affine | None = None
     bias: int | None = None
+    flat_bias: bool = False
+    absorbs: tuple[int, float] | None = None
+    multiple: int = 1
     guard: Callable[[Call], str] = never
+    refine: Callable[[Mapping[str, Any], Constants], Law] | None = None
+
+    def law_of(self, attributes: Mapping[str, Any], constants: Constants) -> Law:
+        """What is known of one node of this kind."""
+        return self.law if self.refine is None else self.refine(attributes, constants)
 
 
 _RULES: dict[tuple[str, str], list[OpRule]] = {}

@@ -2,8 +2,9 @@
 
 With C the covariance of what a reader reads and A its weights, removing feature p and refitting the others costs
 ||A[:, p]||^2 / Gi[p, p] with Gi = (C + ridge)^-1 (Hassibi & Stork 1993; for layers: Kailkhura et al. / OSSCAR,
-ICML 2024); the update is A -= A[:, p] Gi[p, :] / Gi[p, p], and the same downdate for Gi. One pass gives the error
-of every width.
+ICML 2024); the update is A -= A[:, p] Gi[p, :] / Gi[p, p], and the same downdate for Gi. A channel that owns
+several columns P (taps of a convolution, positions behind a Flatten) costs tr(A_P (Gi_PP)^-1 A_P^T), with updates
+of that rank. One pass gives the error of every width.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ BLOCK = 1 / 40
 class ReaderCost:
     """One set of readers of one tensor axis, stacked.
 
-    weight: [O, K]; covariance: [K, K]; position: [channels] column of each channel, -1 where it has none.
+    weight: [O, K]; covariance: [K, K]; columns: [channels, b] the columns of each channel, -1 where it has fewer.
     """
 
     weight: FloatArray
     covariance: FloatArray
-    position: IntArray
+    columns: IntArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +49,30 @@ class Elimination:
 class _State:
     """A reader set during elimination. Columns that went are swapped behind the live ones, so nothing is copied."""
 
-    def __init__(self, weight: FloatArray, inverse: FloatArray, position: IntArray) -> None:
+    def __init__(self, weight: FloatArray, inverse: FloatArray, columns: IntArray) -> None:
         self.A = weight
         self.G = inverse
-        self.at = position
+        self.at = columns
         self.live = len(inverse)
+        # Which entry of `at` holds each column.
         self._owner = np.full(self.live, -1)
-        self._owner[position[position >= 0]] = np.flatnonzero(position >= 0)
+        self._owner[columns[columns >= 0]] = np.flatnonzero(columns.reshape(-1) >= 0)
 
     def costs(self, channels: IntArray) -> FloatArray:
-        """||A[:, p]||^2 / G[p, p] for each channel; 0 for one that this reader does not see."""
+        """tr(A_P (G_PP)^-1 A_P^T) for each channel's columns P; 0 for one that this reader does not see."""
         at = self.at[channels]
-        squares = np.einsum("ij,ij->j", self.A[:, : self.live], self.A[:, : self.live])
-        costs = squares / self.G.diagonal()[: self.live]
-        return np.asarray(np.where(at >= 0, costs[at], 0.0))
+        if at.shape[1] == 1:
+            squares = np.einsum("ij,ij->j", self.A[:, : self.live], self.A[:, : self.live])
+            costs = squares / self.G.diagonal()[: self.live]
+            return np.asarray(np.where(at[:, 0] >= 0, costs[at[:, 0]], 0.0))
+        seen = at >= 0
+        A = np.where(seen, self.A[:, at], 0.0).transpose(1, 0, 2)
+        G = np.where(seen[:, :, None] & seen[:, None, :], self.G[at[:, :, None], at[:, None, :]], np.eye(at.shape[1]))
+        return np.asarray(np.trace(np.linalg.solve(G, A.transpose(0, 2, 1) @ A), axis1=1, axis2=2))
 
     def block(self, channels: IntArray) -> tuple[FloatArray, FloatArray]:
-        """(A^T A, G) restricted to some channels; neutral where the reader does not see them."""
-        at = self.at[channels]
+        """(A^T A, G) restricted to the columns of some channels; neutral where the reader does not see them."""
+        at = self.at[channels].reshape(-1)
         seen = at >= 0
         A = np.where(seen, self.A[:, at], 0.0)
         return A.T @ A, np.where(seen[:, None] & seen[None, :], self.G[np.ix_(at, at)], np.eye(len(at)))
@@ -93,10 +100,10 @@ class _State:
         self.G[:, a] = self.G[:, b]
         self.A[:, a] = self.A[:, b]
         self._owner[a] = self._owner[b]
-        owners = self._owner[: self.live]
-        self.at[owners[owners >= 0]] = np.flatnonzero(owners >= 0)
+        at, owners = self.at.reshape(-1), self._owner[: self.live]
+        at[owners[owners >= 0]] = np.flatnonzero(owners >= 0)
         dropped = self._owner[k : self.live]
-        self.at[dropped[dropped >= 0]] = -1
+        at[dropped[dropped >= 0]] = -1
 
 
 def eliminate(readers: Sequence[ReaderCost], removable: IntArray, ridge: float) -> Elimination:
@@ -132,26 +139,41 @@ def _start(reader: ReaderCost, ridge: float) -> _State:
     inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     A = reader.weight / math.sqrt(scale) if scale > 0 else reader.weight.copy()
-    return _State(np.ascontiguousarray(A), inverse, reader.position.copy())
+    return _State(np.ascontiguousarray(A), inverse, reader.columns.copy())
 
 
 def _exact_steps(states: Sequence[_State], candidates: IntArray, count: int) -> tuple[IntArray, FloatArray]:
     """Exact one-by-one elimination among a few candidates: their costs depend on their own sub-blocks only."""
-    parts = [state.block(candidates) for state in states]
+    parts = [(state.at.shape[1], *state.block(candidates)) for state in states]
     alive = np.ones(len(candidates), bool)
     chosen, steps = [], []
     for _ in range(count):
-        costs = sum((Q.diagonal() / G.diagonal() for Q, G in parts), np.zeros(len(candidates))) / max(len(parts), 1)
+        costs = sum((_block_costs(*part) for part in parts), np.zeros(len(candidates))) / max(len(parts), 1)
         p = int(np.argmin(np.where(alive, costs, np.inf)))
         alive[p] = False
         chosen.append(p)
         steps.append(float(costs[p]))
-        for Q, G in parts:
-            g = G[p] / G[p, p]
-            q = Q[p].copy()
-            np.add(Q, np.outer(g, g) * q[p] - np.outer(q, g) - np.outer(g, q), out=Q)
-            np.subtract(G, np.outer(g, G[p].copy()), out=G)
-            # Gone candidates keep a neutral diagonal so that later divisions stay finite.
-            Q[p], Q[:, p], G[p], G[:, p] = 0.0, 0.0, 0.0, 0.0
-            G[p, p] = 1.0
+        for b, Q, G in parts:
+            _downdate(Q, G, slice(p * b, p * b + b))
     return candidates[chosen], np.array(steps)
+
+
+def _block_costs(b: int, Q: FloatArray, G: FloatArray) -> FloatArray:
+    """tr(G_PP^-1 Q_PP) for blocks P of b columns each."""
+    if b == 1:
+        return np.asarray(Q.diagonal() / G.diagonal())
+    at = np.arange(len(Q)).reshape(-1, b)
+    rows, cols = at[:, :, None], at[:, None, :]
+    return np.asarray(np.trace(np.linalg.solve(G[rows, cols], Q[rows, cols]), axis1=1, axis2=2))
+
+
+def _downdate(Q: FloatArray, G: FloatArray, gone: slice) -> None:
+    """Remove a block of columns from (A^T A, G), in place."""
+    X = np.linalg.solve(G[gone, gone], G[gone])
+    q = Q[gone].copy()
+    cross = q.T @ X
+    np.add(Q, X.T @ q[:, gone] @ X - cross - cross.T, out=Q)
+    np.subtract(G, G[:, gone] @ X, out=G)
+    # Gone candidates keep a neutral diagonal so that later divisions stay finite.
+    Q[gone], Q[:, gone], G[gone], G[:, gone] = 0.0, 0.0, 0.0, 0.0
+    G[gone, gone] = np.eye(len(X))

@@ -1,0 +1,151 @@
+"""What the benchmarks of condensing share: one run in a process of its own, and its cells of a markdown table.
+
+A process of its own makes time and peak memory those of one run, imports included. Run as a script this file is that
+process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import typer
+
+from onnx_condense import condense, latency
+from onnx_condense.errors import CondenseError
+from onnx_condense.runtime import Feed, Runtime
+
+if TYPE_CHECKING:
+    from onnx_condense import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One call of condense()."""
+
+    network: Path
+    calibration: Path
+    out: Path
+    tolerance: float | None = None
+    keep: float | None = None
+    threads: int = 0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one call gave; `failed` is its message if it gave nothing.
+
+    reason: why nothing changed, empty where something did; before, after: parameters; macs_before, macs_after:
+    multiply-accumulates; error: on the verify share; seconds: wall time of the process; peak_mb: its largest resident
+    set in MB.
+    """
+
+    status: str = "failed"
+    reason: str = ""
+    before: int = 0
+    after: int = 0
+    macs_before: int = 0
+    macs_after: int = 0
+    error: float = math.nan
+    peak_mb: float = math.nan
+    seconds: float = math.nan
+    failed: str = ""
+
+    @property
+    def kept(self) -> float:
+        """Share of the parameters that stayed."""
+        return self.after / self.before
+
+    @property
+    def macs_kept(self) -> float:
+        """Share of the multiply-accumulates that stayed."""
+        return self.macs_after / self.macs_before
+
+    @staticmethod
+    def facts(report: Report) -> dict[str, Any]:
+        """The fields that a report fills."""
+        facts: dict[str, Any] = {"status": report.status}
+        facts |= {"reason": report.reason.text} if report.reason else {}
+        facts |= {"error": report.error.value} if report.error else {}
+        if report.parameters:
+            facts |= {"before": report.parameters.before, "after": report.parameters.after}
+        if report.macs:
+            facts |= {"macs_before": report.macs.before, "macs_after": report.macs.after}
+        return facts
+
+
+def peak_mb() -> float:
+    """Largest resident set of this process in MB.
+
+    getrusage alone is not enough: Linux hands the parent's peak on to a child started by vfork and exec.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def one(
+    network: Path,
+    calibration: Path,
+    out: Path,
+    tolerance: float = -1.0,
+    keep: float = -1.0,
+    threads: int = 0,
+    seed: int = 0,
+) -> None:
+    """Condense once and print the outcome as JSON on the last line of stdout (negative: not given)."""
+    options: dict[str, Any] = {"tolerance": tolerance, "keep": keep}
+    given = {name: value for name, value in options.items() if value >= 0}
+    try:
+        result = condense(network, calibration=calibration, threads=threads, seed=seed, **given)
+    except CondenseError as error:
+        print(json.dumps({"failed": error.text, "peak_mb": peak_mb()}))
+        return
+    onnx.save(result.model, out)
+    print(json.dumps(Outcome.facts(result.report) | {"peak_mb": peak_mb()}))
+
+
+def condense_apart(job: Job) -> Outcome:
+    """One run of condense() in a process of its own."""
+    command = [sys.executable, __file__, str(job.network), str(job.calibration), str(job.out)]
+    command += [f"--threads={job.threads}", f"--seed={job.seed}"]
+    command += [f"--tolerance={job.tolerance}"] if job.tolerance is not None else []
+    command += [f"--keep={job.keep}"] if job.keep is not None else []
+    start = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 (our own file)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        return Outcome(seconds=seconds, failed=f"exit {done.returncode}")
+    return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]), seconds=seconds)
+
+
+def speedup(before: Path, after: Path, feed: Feed, batch: int, threads: int) -> str:
+    """Measured speedup with its interval, as text."""
+    result = latency.compare(before, after, feed, Runtime(threads=threads), batch=batch)
+    return f"{result.speedup:.2f} ({result.interval[0]:.2f} to {result.interval[1]:.2f})"
+
+
+def row(*cells: object) -> str:
+    """One line of a markdown table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def header(*cells: str) -> str:
+    """Head of a markdown table."""
+    return row(*cells) + "\n" + row(*["---"] * len(cells))
+
+
+if __name__ == "__main__":
+    typer.run(one)
