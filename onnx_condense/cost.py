@@ -14,7 +14,6 @@ from onnx import TensorProto
 from onnx_condense.model import Network
 from onnx_condense.ops import macs
 from onnx_condense.plan import PINNED, ChannelView, IntArray
-from onnx_condense.shapes import infer_shapes
 
 # Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
 _LEARNED = {
@@ -63,7 +62,7 @@ def _attribute_elements(attribute: onnx.AttributeProto) -> int:
 
 def count_macs(proto: onnx.ModelProto) -> int:
     """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is)."""
-    shapes = dict(infer_shapes(proto))
+    shapes = dict(Network(proto).shapes)
     shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":

@@ -42,7 +42,12 @@ LEAST_ROWS = 2**14
 ROWS_PER_COLUMN = 20
 # Rows and numbers that one pass may sum and hold.
 PASS_ROWS = 2**13
-PASS_ELEMENTS = 2**26
+PASS_ELEMENTS = 2**24
+# Multiply-accumulates that one pass for moments may cost: of larger networks fewer samples are fitted on, but some.
+PASS_WORK = 10**12
+LEAST_SAMPLES = 256
+# Above this the search does not refit stage by stage.
+LIGHT_WORK = 10**11
 
 
 class Fitter:
@@ -51,6 +56,10 @@ class Fitter:
     Args:
         network, view: what to condense; samples: the source; fit: samples to fit on; search: held-out samples
         for choosing the ridge; runtime: how to run.
+
+    Attributes:
+        spaces: those that can be narrowed; eliminations: the order in which channels go, one per space.
+        light: whether refitting stage by stage is cheap enough to be done at every step of a search.
     """
 
     def __init__(
@@ -69,13 +78,17 @@ class Fitter:
         self._fit_rows = fit
         self._readers = find_readers(network, view, self.spaces)
         rows = self._count_rows()
+        # Multiply-accumulates of one sample, as far as they are the readers'.
+        work = max(1, sum(rows[c] * r.weight.size for r in self._readers for c in r.columns))
+        self._fit_rows = _spread(fit, max(LEAST_SAMPLES, PASS_WORK // work))
+        self.light = work * len(self._fit_rows) <= LIGHT_WORK
         held = max((rows[c] * len(r.labels) for r in self._readers for c in r.columns), default=1)
         self._readers = [self._laid_out(r, max(rows[c] for c in r.columns)) for r in self._readers]
         taken = max((c.take for r in self._readers for c in r.columns), default=0)
         # Few enough samples per pass for exact sums in fp32 and for the memory that patches need.
         self._batch = min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1))
         self._batch = max(self._batch, 1)
-        self._fit = self._dense(fit)
+        self._fit = self._dense(self._fit_rows)
         self._held = self._dense(search)
         # Ridges are chosen on what the search share was held out from, also once it is fitted on.
         self._chosen_on = self._fit
@@ -232,6 +245,13 @@ class Fitter:
 
             self._ridge_of[key] = min(RIDGES, key=held_out_error)
         return self._ridge_of[key]
+
+
+def _spread(indices: IntArray, count: int) -> IntArray:
+    """At most so many of the indices, evenly spread."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
 
 
 def _ordered(updates: Mapping[int, ReaderUpdate]) -> tuple[ReaderUpdate, ...]:

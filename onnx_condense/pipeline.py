@@ -33,7 +33,7 @@ from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import CPU, Feed, Runtime, limited_threads
 from onnx_condense.spaces import find_spaces
 from onnx_condense.verify import check_graph, check_numbers, rounding_level
-from onnx_condense.widths import choose, find_path
+from onnx_condense.widths import choose, find_path, width_multiple
 
 # Samples per pass: moments want at most 1024 rows, large inputs fewer.
 MAX_ROWS = 1024
@@ -170,8 +170,7 @@ class _Run:
             raise ModelError("drawn-inputs", text) from error
         timed = [(self._batch(feeds[0]), feeds[0])]
         verification = _Verification(judge, len(samples), feeds, timed)
-        exact = self._lossless(plan, verification)
-        return self._finished([exact] if exact else [], verification)
+        return self._finished(self._exact(verification), verification)
 
     def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
         """From evidence to the report, on samples of the user."""
@@ -187,14 +186,13 @@ class _Run:
         if self.goal.lossless:
             # Nothing is fitted, so everything may judge.
             proof = self._verification(judged_by, np.arange(len(judged_by)))
-            exact = self._lossless(lossless_plan(self.network, self.view), proof)
-            return self._finished([exact] if exact else [], proof)
+            return self._finished(self._exact(proof), proof)
         if verification is not None and len(judged_by) < SMALLEST_SHARE:
             text = f"verification: {len(judged_by)} samples, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
         proof = self._verification(judged_by, shares.verify if verification is None else np.arange(len(judged_by)))
-        exact = self._lossless(lossless_plan(self.network, self.view), proof)
+        exact = self._lossless(self._aligned_plan(), proof)
         fitted = self._fitted(exact, samples, shares.fit, shares.search, proof)
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
 
@@ -206,6 +204,17 @@ class _Run:
         return _Verification(judge, len(indices), feeds, timed)
 
     # ---- candidates ----
+
+    def _exact(self, proof: _Verification) -> list[Candidate]:
+        """The lossless step, and where that leaves odd widths one that keeps a few redundant channels, for speed."""
+        plans = [lossless_plan(self.network, self.view), self._aligned_plan()]
+        kept = [[s.keep.tolist() for s in plan.selections] for plan in plans]
+        found = [self._lossless(plan, proof) for plan in (plans if kept[0] != kept[1] else plans[:1])]
+        return [c for c in found if c is not None]
+
+    def _aligned_plan(self) -> Plan:
+        multiples = {s.name: width_multiple(self.network, self.view, s) for s in self.view.spaces}
+        return lossless_plan(self.network, self.view, multiples)
 
     def _lossless(self, plan: Plan, proof: _Verification) -> Candidate | None:
         """The lossless step, proved on the samples; None where nothing can go."""

@@ -10,6 +10,8 @@ from onnx_condense.cost import WidthCosts, count_parameters
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal
 from onnx_condense.metrics import Judge
+from onnx_condense.model import Network
+from onnx_condense.plan import ChannelSpace, ChannelView
 
 CONFIDENCE = 0.95
 # Every space is probed alone with these shares of its channels gone.
@@ -42,14 +44,13 @@ def _curve(fitter: Fitter, index: int, hunter: Judge) -> budget.SpaceCurve:
         _, model = fitter.plan(widths, sequential=False)
         probes[removed] = hunter.measure(model).value ** 2
     least = full[index] - len(elimination.order)
-    multiple = _multiple(fitter, index)
+    multiple = width_multiple(fitter.network, fitter.view, fitter.spaces[index])
     return budget.SpaceCurve(full[index], least, elimination.cost, tuple(probes.items()), multiple)
 
 
-def _multiple(fitter: Fitter, index: int) -> int:
+def width_multiple(network: Network, view: ChannelView, space: ChannelSpace) -> int:
     """What the width of a space should be a multiple of, for the sake of the ops that write and read it."""
-    space, view, nodes = fitter.spaces[index], fitter.view, fitter.network.nodes
-    around = [nodes[view.linear[i].weight.node] for i in (*space.writers, *space.readers)]
+    around = [network.nodes[view.linear[i].weight.node] for i in (*space.writers, *space.readers)]
     rules = [ops.find(n.domain, n.op, n.opset) for n in around]
     return math.lcm(*(rule.multiple for rule in rules if rule is not None))
 
@@ -75,7 +76,7 @@ def choose(
 
     def measure(at: int) -> float:
         measuring()
-        _, model = fitter.plan(path[at].widths, sequential=True)
+        _, model = fitter.plan(path[at].widths, sequential=fitter.light)
         return hunter.measure(model).upper(CONFIDENCE, goal.seed)
 
     last = len(path) - 1

@@ -32,8 +32,13 @@ class _Merged:
     noise: FloatArray
 
 
-def lossless_plan(network: Network, view: ChannelView) -> Plan:
-    """The plan that removes everything the weights prove redundant; an empty one where that is nothing."""
+def lossless_plan(network: Network, view: ChannelView, multiples: Mapping[str, int] | None = None) -> Plan:
+    """The plan that removes everything the weights prove redundant; an empty one where that is nothing.
+
+    Args:
+        network, view: what to look through.
+        multiples: by space, what widths should be multiples of; some redundant channels then stay as they are.
+    """
     finder = _Finder(network, view)
     stands_for = finder.stands_for()
     merged = finder.merge(stands_for)
@@ -41,6 +46,12 @@ def lossless_plan(network: Network, view: ChannelView) -> Plan:
         stands_for = finder.without_merges_at(too_large, stands_for)
         merged = finder.merge(stands_for)
     keep = _with_survivors(view, stands_for, finder.live(merged, stands_for))
+    spared = _spared(view, keep, multiples or {})
+    if spared.any():
+        stands_for = np.where(spared, np.arange(len(spared)), stands_for)
+        merged = finder.merge(stands_for)
+        # What they are made of has to stay as well.
+        keep = _with_survivors(view, stands_for, finder.live(merged, stands_for)) | spared
     selections = []
     gone = np.zeros(len(stands_for), np.bool_)
     for space in view.spaces:
@@ -216,6 +227,17 @@ def _positions(columns: IntArray) -> dict[int, list[int]]:
 def _ratio(values: Values, position: int, at: int) -> float:
     """What the stand-in is multiplied by; any number would do for two constants."""
     return 1.0 if values.classes[at] == CONSTANT else float(values.scale[position] / values.scale[at])
+
+
+def _spared(view: ChannelView, keep: BoolArray, multiples: Mapping[str, int]) -> BoolArray:
+    """Redundant channels [label] that stay so that widths are the next multiples, where there are enough of them."""
+    spared = np.zeros(len(keep), np.bool_)
+    for space in view.spaces:
+        gone = space.channels[~(space.pinned | keep[space.channels])]
+        missing = -(space.width - len(gone)) % multiples.get(space.name, 1)
+        if missing < len(gone):
+            spared[gone[:missing]] = True
+    return spared
 
 
 def _with_survivors(view: ChannelView, stands_for: IntArray, live: BoolArray) -> BoolArray:
