@@ -60,9 +60,9 @@ def _attribute_elements(attribute: onnx.AttributeProto) -> int:
     return {"value_float": 1, "value_floats": len(attribute.floats)}.get(attribute.name, 0)
 
 
-def count_macs(proto: onnx.ModelProto) -> int:
+def count_macs(network: Network) -> int:
     """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is)."""
-    shapes = dict(Network(proto).shapes)
+    shapes, proto = dict(network.shapes), network.proto
     shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":

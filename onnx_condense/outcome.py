@@ -54,7 +54,7 @@ def condensed_report(
         status="condensed",
         dry_run=False,
         parameters=Change(dense.parameters, candidate.parameters),
-        macs=Change(dense.macs, count_macs(candidate.model)),
+        macs=Change(dense.macs, count_macs(Network(candidate.model))),
         bytes=Change(size, len(serialized(candidate.model))),
         error=ErrorSummary(
             "relative", measured.value, goal.tolerance, samples, candidate.back_offs, measured.summary()
@@ -108,7 +108,7 @@ class _Counts:
 
 
 def _dense(network: Network) -> _Counts:
-    return _Counts(count_parameters(network.proto), count_macs(network.proto))
+    return _Counts(count_parameters(network.proto), count_macs(network))
 
 
 def _space_rows(network: Network, view: ChannelView, candidate: Candidate | None) -> tuple[SpaceRow, ...]:

@@ -36,7 +36,8 @@ def lossless_plan(network: Network, view: ChannelView, multiples: Mapping[str, i
     """The plan that removes everything the weights prove redundant; an empty one where that is nothing.
 
     Args:
-        network, view: what to look through.
+        network: what to look through.
+        view: what is known of its channels.
         multiples: by space, what widths should be multiples of; some redundant channels then stay as they are.
     """
     finder = _Finder(network, view)
