@@ -43,6 +43,8 @@ class LinearUse:
     columns: label of each channel that is read [K] (PINNED where it can't go).
     rows: label of each row's channel [O]; empty where the result has no such axis.
     gain: factor on the product (Gemm's alpha).
+    groups: rows and channels fall into so many equal parts, row part j reads channel part j only; the weight is
+    stored with K / groups columns, the same labels in every part.
     taps: T; padded: zeros beside the activation are read too, so that no constant of a channel passes unchanged.
     """
 
@@ -57,6 +59,7 @@ class LinearUse:
     gain: float = 1.0
     taps: int = 1
     padded: bool = False
+    groups: int = 1
 
     def matrix(self, stored: npt.NDArray[Any]) -> FloatArray:
         """A weight as stored -> [O, K T] float64; a weight vector is one row."""
@@ -65,12 +68,21 @@ class LinearUse:
             return wide[None, :]
         wide = np.moveaxis(wide, (self.out_axis, self.in_axis), (0, 1))
         matrix: FloatArray = np.ascontiguousarray(wide).reshape(len(wide), -1)
-        return matrix
+        if self.groups == 1:
+            return matrix
+        parts = matrix.reshape(self.groups, -1, matrix.shape[1])
+        spread = np.zeros((*parts.shape[:2], self.groups, matrix.shape[1]))
+        for j, part in enumerate(parts):
+            spread[j, :, j] = part
+        return spread.reshape(len(matrix), -1)
 
     def as_stored(self, matrix: FloatArray, like: npt.NDArray[Any]) -> FloatArray:
         """The inverse of `matrix`: [O, K T] -> the layout of the stored weight `like` (same O and K)."""
         if self.out_axis is None:
             return np.asarray(matrix[0])
+        if self.groups > 1:
+            parts = matrix.reshape(self.groups, len(matrix) // self.groups, self.groups, -1)
+            matrix = np.concatenate([parts[j, :, j] for j in range(self.groups)])
         shape = np.moveaxis(like, (self.out_axis, self.in_axis), (0, 1)).shape
         return np.asarray(np.moveaxis(matrix.reshape(shape), (0, 1), (self.out_axis, self.in_axis)))
 
@@ -84,11 +96,43 @@ class ConstantUse:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attribute:
+    """An integer attribute of one node (`group`), or one that is a list (`split`)."""
+
+    node: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
 class SizeUse:
-    """A number in an integer constant that names a width: element `index` of the operand is len(labels)."""
+    """A stored integer that counts channels: element `index` of an operand or attribute is len(labels).
+
+    sign: -1 where the number is counted backwards (a slice that starts at -len(labels)).
+    """
+
+    operand: Operand | Attribute
+    index: int
+    labels: IntArray
+    sign: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitUse:
+    """Sizes of parts that lie behind one another (Split): labels of each part, in order.
+
+    where: the list, which is made where the node has none; without: an attribute that has to go then.
+    """
+
+    where: Operand | Attribute
+    labels: tuple[IntArray, ...]
+    without: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexUse:
+    """Stored positions on an axis (Gather's indices): labels of the axis; positions of channels that go vanish."""
 
     operand: Operand
-    index: int
     labels: IntArray
 
 
@@ -135,7 +179,7 @@ class ChannelView:
 
     labels: per tensor of the main graph, an array of channel labels that broadcasts to its shape.
     linear, constants: every use of a weight or per-channel constant that carries labels.
-    sizes: every number in a constant that names a width.
+    sizes: every stored integer that follows the widths.
     shared: indices into `linear` of weight uses that must stay equal, one tuple per stored weight.
     spaces: sorted by the first writer; refusals: every pin with its place.
     """
@@ -143,7 +187,7 @@ class ChannelView:
     labels: Mapping[str, IntArray]
     linear: tuple[LinearUse, ...]
     constants: tuple[ConstantUse, ...]
-    sizes: tuple[SizeUse, ...]
+    sizes: tuple[SizeUse | SplitUse | IndexUse, ...]
     shared: tuple[tuple[int, ...], ...]
     spaces: tuple[ChannelSpace, ...]
     refusals: tuple[Refusal, ...]

@@ -14,7 +14,18 @@ import numpy as np
 
 from onnx_condense import ops
 from onnx_condense.model import Network, Node
-from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, ConstantUse, IntArray, LinearUse, Refusal, SizeUse
+from onnx_condense.plan import (
+    PINNED,
+    ChannelSpace,
+    ChannelView,
+    ConstantUse,
+    IndexUse,
+    IntArray,
+    LinearUse,
+    Refusal,
+    SizeUse,
+    SplitUse,
+)
 
 GRAPH_OUTPUT = "graph output"
 CAPTURED = "used inside a subgraph"
@@ -72,7 +83,7 @@ class _Tracer:
         self.labels: dict[str, IntArray] = {}
         self.linear: list[LinearUse] = []
         self.constants: list[ConstantUse] = []
-        self.sizes: list[SizeUse] = []
+        self.sizes: list[SizeUse | SplitUse | IndexUse] = []
         self.pins: list[tuple[IntArray, str, str]] = []
         self.ties: list[tuple[IntArray, IntArray, str]] = []
 
@@ -114,8 +125,9 @@ class _Tracer:
         self.sizes += effect.sizes
         self.ties += [(a, b, node.place) for a, b in effect.ties]
         self.pins += [(labels, why, node.place) for labels, why in effect.pins]
-        for name in node.outputs:
-            self._set(name, ops.pinned_like(self.network.shape(name)) if effect.output is None else effect.output)
+        outputs = effect.outputs or (effect.output,) * len(node.outputs)
+        for name, labels in zip(node.outputs, outputs, strict=True):
+            self._set(name, ops.pinned_like(self.network.shape(name)) if labels is None else labels)
 
     def _barrier(self, node: Node, reason: str) -> None:
         for name in node.inputs:
@@ -148,7 +160,7 @@ def find_spaces(network: Network) -> ChannelView:
         labels={name: removable[labels] for name, labels in tracer.labels.items()},
         linear=tuple(_resolved_use(use, removable) for use in tracer.linear),
         constants=tuple(ConstantUse(c.operand, removable[c.labels]) for c in tracer.constants),
-        sizes=tuple(SizeUse(s.operand, s.index, removable[s.labels]) for s in tracer.sizes),
+        sizes=tuple(_resolved_size(s, removable) for s in tracer.sizes),
         shared=shared,
         spaces=spaces,
         refusals=_refusals(tracer, classes, spaces),
@@ -157,6 +169,12 @@ def find_spaces(network: Network) -> ChannelView:
 
 def _resolved_use(use: LinearUse, removable: IntArray) -> LinearUse:
     return dataclasses.replace(use, columns=removable[use.columns], rows=removable[use.rows])
+
+
+def _resolved_size(use: SizeUse | SplitUse | IndexUse, removable: IntArray) -> SizeUse | SplitUse | IndexUse:
+    if isinstance(use, SplitUse):
+        return dataclasses.replace(use, labels=tuple(removable[part] for part in use.labels))
+    return dataclasses.replace(use, labels=removable[use.labels])
 
 
 def _tie_shared(network: Network, tracer: _Tracer) -> tuple[tuple[int, ...], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_condense.known import Known
-from onnx_condense.plan import ConstantUse, FloatArray, IntArray, LinearUse, SizeUse
+from onnx_condense.plan import ConstantUse, FloatArray, IndexUse, IntArray, LinearUse, SizeUse, SplitUse
 from onnx_condense.shapes import Shape
 
 
@@ -34,6 +34,8 @@ class Law(enum.Enum):
     DIVIDE = "a / b"
     AFFINE = "k a + s, with numbers per channel from the record's `affine`"
     MOVE = "elements of a channel change places or are averaged: f(r a + s) = r f(a) + s"
+    SELECT = "channels are picked, joined or put in another order; each stays as it is"
+    FILTER = "each channel is filtered by a kernel of its own, and a number is added"
     MAXIMUM = "the largest of some elements of a channel: f(r a + s) = r f(a) + s for r > 0"
     PADDED = "as MOVE, but zeros come in: f(r a) = r f(a)"
 
@@ -78,8 +80,9 @@ class Effect:
     """What a node does to channels.
 
     output: labels of every output, or None: the outputs own no channel.
+    outputs: labels per output instead, for ops whose outputs differ.
     ties: pairs of label arrays of equal shape that become one, position by position.
-    sizes: numbers in constants that name a width.
+    sizes: stored integers that follow the widths.
     pins: (labels, reason) of channels that must stay.
     """
 
@@ -87,8 +90,9 @@ class Effect:
     ties: tuple[tuple[IntArray, IntArray], ...] = ()
     linear: tuple[LinearUse, ...] = ()
     constants: tuple[ConstantUse, ...] = ()
-    sizes: tuple[SizeUse, ...] = ()
+    sizes: tuple[SizeUse | SplitUse | IndexUse, ...] = ()
     pins: tuple[tuple[IntArray, str], ...] = ()
+    outputs: tuple[IntArray | None, ...] = ()
 
 
 Trace = Callable[[Call], Effect]

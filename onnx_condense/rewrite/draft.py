@@ -1,0 +1,203 @@
+"""What is to change, collected from the plan before the copy is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_condense import ops
+from onnx_condense.errors import DefectError
+from onnx_condense.model import Network, Node
+from onnx_condense.plan import (
+    Attribute,
+    ConstantUse,
+    FloatArray,
+    IndexUse,
+    IntArray,
+    LinearUse,
+    Operand,
+    SizeUse,
+    SplitUse,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass
+class Draft:
+    """What is to change, collected before the copy is touched."""
+
+    network: Network
+    gone: npt.NDArray[np.bool_]
+    values: dict[Operand, Array] = dataclasses.field(default_factory=dict)
+    new_bias: dict[int, Array] = dataclasses.field(default_factory=dict)
+    add_after: dict[int, Array] = dataclasses.field(default_factory=dict)
+    attributes: dict[Attribute, int | list[int]] = dataclasses.field(default_factory=dict)
+    # Operands that a node does not have yet, and attributes that it has to lose.
+    new_operands: dict[Operand, Array] = dataclasses.field(default_factory=dict)
+    without: set[Attribute] = dataclasses.field(default_factory=set)
+
+    def current(self, operand: Operand) -> Array:
+        """The constant at an operand as it will be."""
+        if operand in self.values:
+            return self.values[operand]
+        value = self.network.constant(self.network.nodes[operand.node].inputs[operand.position])
+        assert value is not None
+        return value
+
+
+def kept_positions(labels: IntArray, axis: int, gone: npt.NDArray[np.bool_]) -> IntArray:
+    """Positions along an axis that stay, for labels whose channels go as whole slices.
+
+    Raises:
+        DefectError: a slice is only partly gone.
+    """
+    slices = gone[np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)]
+    if (slices.any(axis=1) != slices.all(axis=1)).any():
+        raise DefectError("partial-slice", "channels that go do not form whole slices of a tensor")
+    return np.flatnonzero(~slices.any(axis=1))
+
+
+def draft_weight(draft: Draft, use: LinearUse, updated: FloatArray | None) -> None:
+    """Rows and columns of a weight go with their channels; a reader gets its new columns."""
+    stored = draft.current(use.weight)
+    # The columns of every group are the same ones: they are stored once.
+    keep_in = np.flatnonzero(~draft.gone[use.columns[: len(use.columns) // use.groups]])
+    keep_out = np.flatnonzero(~draft.gone[use.rows])
+    if updated is None and len(keep_in) == use.columns.size // use.groups and len(keep_out) == use.rows.size:
+        return
+    value = stored
+    if updated is not None:
+        value = use.as_stored(updated, stored).astype(stored.dtype)
+    value = value.take(keep_in, axis=use.in_axis)
+    if use.out_axis is not None:
+        value = value.take(keep_out, axis=use.out_axis)
+    draft.values[use.weight] = value
+
+
+def draft_constant(draft: Draft, constant: ConstantUse) -> None:
+    """Carried constants are sliced along."""
+    value = draft.current(constant.operand)
+    changed = False
+    for axis, extent in enumerate(constant.labels.shape):
+        if extent == 1:
+            continue
+        keep = kept_positions(constant.labels, axis, draft.gone)
+        if len(keep) < extent:
+            value, changed = value.take(keep, axis=axis), True
+    if changed:
+        draft.values[constant.operand] = value
+
+
+def draft_size(draft: Draft, use: SizeUse | SplitUse | IndexUse) -> None:
+    """Stored integers follow the widths."""
+    if isinstance(use, SplitUse):
+        _draft_split(draft, use)
+    elif isinstance(use, IndexUse):
+        _draft_indices(draft, use)
+    else:
+        _draft_count(draft, use)
+
+
+def _draft_count(draft: Draft, use: SizeUse) -> None:
+    kept = int((~draft.gone[use.labels]).sum())
+    if kept == len(use.labels):
+        return
+    if isinstance(use.operand, Operand):
+        value = draft.current(use.operand).copy()
+        value.reshape(-1)[use.index] = use.sign * kept
+        draft.values[use.operand] = value
+        return
+    now = draft.attributes.get(use.operand, draft.network.nodes[use.operand.node].attributes.get(use.operand.name))
+    if isinstance(now, (list, tuple)):
+        draft.attributes[use.operand] = [*now[: use.index], use.sign * kept, *now[use.index + 1 :]]
+    else:
+        draft.attributes[use.operand] = use.sign * kept
+
+
+def _draft_split(draft: Draft, use: SplitUse) -> None:
+    if not any(draft.gone[part].any() for part in use.labels):
+        return
+    sizes = [int((~draft.gone[part]).sum()) for part in use.labels]
+    node = draft.network.nodes[use.where.node]
+    if isinstance(use.where, Attribute):
+        draft.attributes[use.where] = sizes
+    elif len(node.inputs) > use.where.position and node.inputs[use.where.position]:
+        draft.values[use.where] = np.array(sizes, np.int64)
+    else:
+        draft.new_operands[use.where] = np.array(sizes, np.int64)
+    if use.without and use.without in node.attributes:
+        draft.without.add(Attribute(node.index, use.without))
+
+
+def _draft_indices(draft: Draft, use: IndexUse) -> None:
+    gone = draft.gone[use.labels]
+    if not gone.any():
+        return
+    old = draft.current(use.operand)
+    at = old.reshape(-1) % len(use.labels)
+    # Negative positions count from the end; written as positive ones they need no second thought.
+    new = (np.cumsum(~gone) - 1)[at[~gone[at]]]
+    draft.values[use.operand] = new.astype(old.dtype)
+
+
+def draft_offset(draft: Draft, use: LinearUse, offset: FloatArray) -> None:
+    """Put an offset [rows kept] into the bias that follows the reader; make one where there is none."""
+    node = draft.network.nodes[use.weight.node]
+    rank = len(draft.network.shape(node.outputs[0]) or ())
+    trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
+    shaped = offset.reshape((-1, *(1,) * trailing)) if use.result_axis is not None else offset.reshape(())
+    rule = ops.find(node.domain, node.op, node.opset)
+    if _own_bias(draft, node, offset if rule is not None and rule.flat_bias else shaped):
+        return
+    if _following_bias(draft, use, node, shaped):
+        return
+    draft.add_after[node.index] = shaped.astype(draft.current(use.weight).dtype)
+
+
+def _own_bias(draft: Draft, node: Node, offset: FloatArray) -> bool:
+    """Add an offset to the op's own bias (Gemm's C); False where it has none or computes it."""
+    rule = ops.find(node.domain, node.op, node.opset)
+    position = None if rule is None else rule.bias
+    if position is None:
+        return False
+    beta = float(node.attributes.get("beta", 1.0))
+    name = node.inputs[position] if len(node.inputs) > position else ""
+    if not name or beta == 0.0:
+        dtype = next(v for n in node.inputs[:position] if (v := draft.network.constant(n)) is not None).dtype
+        draft.new_bias[node.index] = offset.astype(dtype)
+        return True
+    if draft.network.constant(name) is None:
+        return False
+    operand = Operand(node.index, position)
+    bias = draft.current(operand)
+    draft.values[operand] = (bias.astype(np.float64) + offset / beta).astype(bias.dtype)
+    return True
+
+
+def _following_bias(draft: Draft, use: LinearUse, node: Node, offset: FloatArray) -> bool:
+    """Add an offset to a constant of the only node that reads the result (an Add, a normalisation), if it can be."""
+    network, result = draft.network, node.outputs[0]
+    consumers = network.consumers.get(result, [])
+    if len(consumers) != 1 or result in network.outputs or result in network.captured:
+        return False
+    after, position = consumers[0]
+    rule = ops.find(after.domain, after.op, after.opset)
+    if rule is None:
+        return False
+    factor = 1.0
+    if rule.law is ops.Law.ADD:
+        operand = Operand(after.index, 1 - position)
+    elif rule.absorbs is not None and position == 0 and use.result_axis == 1:
+        at, factor = rule.absorbs
+        operand, offset = Operand(after.index, at), offset.reshape(-1)
+    else:
+        return False
+    if network.constant(after.inputs[operand.position]) is None:
+        return False
+    bias = draft.current(operand)
+    draft.values[operand] = (bias.astype(np.float64) + factor * offset).astype(bias.dtype)
+    return True

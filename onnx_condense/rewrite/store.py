@@ -1,0 +1,195 @@
+"""The edits of the copy: constants in place or cloned, biases put in, what lost its readers taken out."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+
+import onnx
+from onnx import numpy_helper
+
+from onnx_condense.model import Network, replace_tensor
+from onnx_condense.plan import Operand
+from onnx_condense.rewrite.draft import Array, Draft
+
+
+def write_constants(draft: Draft, proto: onnx.ModelProto) -> set[str]:
+    """Replace constants in place where all their uses agree, clone them where they do not; which were touched."""
+    network = draft.network
+    uses: dict[str, list[Operand]] = {}
+    for node in network.nodes:
+        for position, name in enumerate(node.inputs):
+            if name and network.root(name):
+                uses.setdefault(network.root(name), []).append(Operand(node.index, position))
+    by_root: dict[str, list[Operand]] = {}
+    for operand in draft.values:
+        name = network.nodes[operand.node].inputs[operand.position]
+        by_root.setdefault(network.root(name), []).append(operand)
+    store = _Store(network, proto)
+    for root, operands in by_root.items():
+        direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
+        free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
+        _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
+    return set(by_root)
+
+
+class _Names:
+    """Fresh names; nodes and tensors share one supply, since ONNX Runtime wants node names to be unique too."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        graph = proto.graph
+        self._taken = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+        self._taken |= {v.name for v in graph.value_info} | {s.values.name for s in graph.sparse_initializer}
+        self._add(graph)
+
+    def _add(self, graph: onnx.GraphProto) -> None:
+        """Bodies may not define a name that is known outside."""
+        for node in graph.node:
+            self._taken.update((*node.input, *node.output, node.name))
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    self._taken |= {v.name for v in body.input} | {t.name for t in body.initializer}
+                    self._add(body)
+
+    def fresh(self, wish: str) -> str:
+        name, count = wish, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wish}_{count}"
+        self._taken.add(name)
+        return name
+
+
+class _Store:
+    """The stored tensors of the copy, by name."""
+
+    def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self._network = network
+        self._names = _Names(proto)
+        self._tensors = {t.name: t for t in proto.graph.initializer}
+        self._declared = {v.name: v for v in proto.graph.value_info}
+        self._declared |= {v.name: v for v in proto.graph.input}
+
+    def add(self, wish: str, value: Array) -> str:
+        """A new initializer under a free name."""
+        name = self._names.fresh(wish)
+        tensor = numpy_helper.from_array(value, name)
+        self.proto.graph.initializer.append(tensor)
+        if self.proto.ir_version < 4:
+            # Before IR 4 every initializer is declared as an input too.
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+            self.proto.graph.input.append(info)
+        return name
+
+    def fresh(self, wish: str) -> str:
+        """A free name."""
+        return self._names.fresh(wish)
+
+    def replace(self, root: str, value: Array) -> None:
+        """New values for an initializer or a Constant node."""
+        if root in self._tensors:
+            replace_tensor(self._tensors[root], value)
+        else:
+            node = self.proto.graph.node[self._network.producers[root].index]
+            old = next(a for a in node.attribute if a.name.startswith("value"))
+            old.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(value, old.t.name)))
+        if root in self._declared:
+            # A scalar bias that takes over an offset becomes a vector.
+            shape = self._declared[root].type.tensor_type.shape
+            if len(shape.dim) != value.ndim:
+                del shape.dim[:]
+                for size in value.shape:
+                    shape.dim.add(dim_value=size)
+            set_shape(self._declared[root], dict(enumerate(value.shape)))
+
+
+def _write_versions(draft: Draft, store: _Store, root: str, operands: Iterable[Operand], free: bool) -> None:
+    """Store each distinct value once; the first takes the original's place if nothing else needs that."""
+    stored: dict[tuple[tuple[int, ...], bytes], str] = {}
+    for operand in operands:
+        value = draft.values[operand]
+        key = (value.shape, value.tobytes())
+        if key not in stored:
+            if free and not stored:
+                store.replace(root, value)
+                stored[key] = root
+            else:
+                stored[key] = store.add(f"{root}_condensed", value)
+        store.proto.graph.node[operand.node].input[operand.position] = stored[key]
+
+
+def write_attributes(draft: Draft, proto: onnx.ModelProto) -> None:
+    """Attributes that count channels, and lists of sizes that a node had no need for so far."""
+    store = _Store(draft.network, proto)
+    nodes = proto.graph.node
+    for attribute in draft.without:
+        node = nodes[attribute.node]
+        node.attribute.remove(next(a for a in node.attribute if a.name == attribute.name))
+    for attribute, value in draft.attributes.items():
+        node = nodes[attribute.node]
+        for old in [a for a in node.attribute if a.name == attribute.name]:
+            node.attribute.remove(old)
+        node.attribute.append(onnx.helper.make_attribute(attribute.name, value))
+    for operand, sizes in sorted(draft.new_operands.items(), key=lambda item: item[0].node):
+        node = nodes[operand.node]
+        while len(node.input) <= operand.position:
+            node.input.append("")
+        node.input[operand.position] = store.add(f"{node.output[0]}_sizes", sizes)
+
+
+def drop_unused(network: Network, proto: onnx.ModelProto, roots: Iterable[str]) -> None:
+    """Remove constants (and copies of them) that the edits left without a reader."""
+    candidates = set(roots) | {n.outputs[0] for n in network.nodes if n.outputs and network.root(n.outputs[0]) in roots}
+    outside = {*network.outputs, *network.captured}
+    readers = collections.Counter(name for node in proto.graph.node for name in node.input)
+    dead = []
+    for at in range(len(proto.graph.node) - 1, -1, -1):
+        node = proto.graph.node[at]
+        if len(node.output) == 1 and (name := node.output[0]) in candidates - outside and not readers[name]:
+            readers.subtract(node.input)
+            dead.append(at)
+    for at in dead:
+        del proto.graph.node[at]
+    gone = {name for name in candidates - outside if not readers[name]}
+    graph = proto.graph
+    for at in [i for i, t in enumerate(graph.initializer) if t.name in gone][::-1]:
+        del graph.initializer[at]
+    for declared in (graph.input, graph.value_info):
+        for at in [i for i, v in enumerate(declared) if v.name in gone][::-1]:
+            del declared[at]
+
+
+def insert_biases(draft: Draft, proto: onnx.ModelProto) -> set[str]:
+    """Gemm without C gets one; other readers get an Add behind them that takes over their output name.
+
+    Returns:
+        Names of constants that lost a reader.
+    """
+    left = set()
+    store = _Store(draft.network, proto)
+    by_output = {node.output[0]: i for i, node in enumerate(proto.graph.node) if node.output}
+    for index, value in sorted(draft.new_bias.items()):
+        node = proto.graph.node[by_output[draft.network.nodes[index].outputs[0]]]
+        left |= {root for name in node.input[2:] if (root := draft.network.root(name))}
+        node.input[:] = [*node.input[:2], store.add(f"{node.output[0]}_bias", value)]
+        for attribute in [a for a in node.attribute if a.name == "beta"]:
+            node.attribute.remove(attribute)
+    # Last node first, so that the places of the others stay.
+    for index, value in sorted(draft.add_after.items(), reverse=True):
+        at = by_output[draft.network.nodes[index].outputs[0]]
+        node = proto.graph.node[at]
+        result = node.output[0]
+        node.output[0] = store.fresh(f"{result}_before_bias")
+        inputs = [node.output[0], store.add(f"{result}_bias", value)]
+        name = store.fresh(f"{node.name}_bias") if node.name else ""
+        proto.graph.node.insert(at + 1, onnx.helper.make_node("Add", inputs, [result], name=name))
+    return left
+
+
+def set_shape(info: onnx.ValueInfoProto, sizes: Mapping[int, int]) -> None:
+    """New sizes by axis, where the declaration has numbers."""
+    dims = info.type.tensor_type.shape.dim
+    for axis, size in sizes.items():
+        if axis < len(dims) and dims[axis].HasField("dim_value"):
+            dims[axis].dim_value = size
