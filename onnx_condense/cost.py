@@ -104,7 +104,7 @@ class WidthCosts:
         for i, use in enumerate(view.linear):
             name = network.nodes[use.weight.node].inputs[use.weight.position]
             rows = self._axis(use.rows) if use.rows.size else _Axis(1, ())
-            axes = (rows, self._axis(use.columns), _Axis(use.taps, ()))
+            axes = (rows, self._axis(use.columns[: len(use.columns) // use.groups]), _Axis(use.taps, ()))
             self._uses.setdefault(network.root(name), []).append((axes, group.get(i, -1 - i)))
         for constant in view.constants:
             name = network.nodes[constant.operand.node].inputs[constant.operand.position]

@@ -22,6 +22,7 @@ from onnx_condense.model import Network, inlined
 from onnx_condense.plan import (
     ChannelSpace,
     ChannelView,
+    FloatArray,
     IntArray,
     Moments,
     Plan,
@@ -144,15 +145,22 @@ class Fitter:
 
     def _eliminate(self, space: ChannelSpace) -> Elimination:
         """Order for one space; readers of the very same columns are stacked into one."""
-        stacks: dict[tuple[Columns, ...], list[Readers]] = {}
+        stacks: dict[tuple[int, *tuple[Columns, ...]], list[Readers]] = {}
         for readers in self._readers:
             if np.isin(readers.labels, space.channels[~space.pinned]).any():
-                stacks.setdefault(readers.columns, []).append(readers)
+                stacks.setdefault((readers.groups, *readers.columns), []).append(readers)
         costs = []
         for stack in stacks.values():
             covariance = self._summed(self._fit, stack[0]).covariance
-            weight = np.concatenate([r.weight * self.view.linear[r.uses[0]].gain for r in stack])
-            costs.append(ReaderCost(weight, covariance, stack[0].owned(space)))
+            for parts in zip(*(r.parts() for r in stack), strict=True):
+                features = parts[0][1]
+                weight = np.concatenate(
+                    [
+                        r.weight[rows, features] * self.view.linear[r.uses[0]].gain
+                        for r, (rows, _) in zip(stack, parts, strict=True)
+                    ]
+                )
+                costs.append(ReaderCost(weight, covariance[features, features], stack[0].owned(space, features)))
         return eliminate(costs, np.flatnonzero(~space.pinned), SELECTION_RIDGE)
 
     # ---- plans ----
@@ -221,30 +229,58 @@ class Fitter:
         if joint is None:
             dense = self._summed(self._fit, readers)
             joint = dense.part(np.arange(len(readers.labels)), keep), dense.part(keep, keep)
-        ridge = self._ridge(readers, keep) if careful else USUAL_RIDGE
-        fitted, offset = refit(readers.weight, *joint, keep, ridge)
         weight = np.zeros_like(readers.weight)
-        weight[:, keep] = fitted
+        offsets = []
+        for rows, features in readers.parts():
+            part = _Part(readers.weight[rows, features], features, *np.searchsorted(keep, _ends(features)))
+            own = keep[part.first : part.last]
+            ridge = self._ridge(readers, part, own) if careful else USUAL_RIDGE
+            fitted, offset = refit(part.weight, *part.moments(*joint), own - features.start, ridge)
+            weight[rows, own] = fitted
+            offsets.append(offset)
         for use in readers.uses:
-            updates[use] = ReaderUpdate(use, readers.matrix(weight), offset * self.view.linear[use].gain)
+            offset = np.concatenate(offsets) * self.view.linear[use].gain
+            updates[use] = ReaderUpdate(use, readers.matrix(weight), offset)
 
-    def _ridge(self, readers: Readers, keep: IntArray) -> float:
+    def _ridge(self, readers: Readers, part: _Part, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
         dense, held = self._summed(self._chosen_on, readers), self._summed(self._held, readers)
         if dense.count * max(readers.pooled, 1) >= RICH * len(keep):
             return USUAL_RIDGE
-        key = (*readers.uses, len(keep))
+        key = (*readers.uses, part.features.start, len(keep))
         if key not in self._ridge_of:
-            everything = np.arange(len(readers.labels))
+            everything, local = np.arange(part.features.start, part.features.stop), keep - part.features.start
             cross, kept = dense.part(everything, keep), dense.part(keep, keep)
-            target, own = readers.weight @ held.covariance[:, keep], held.covariance[np.ix_(keep, keep)]
+            target = part.weight @ held.covariance[part.features, keep]
+            own = held.covariance[np.ix_(keep, keep)]
 
             def held_out_error(ridge: float) -> float:
-                fitted, _ = refit(readers.weight, cross, kept, keep, ridge)
+                fitted, _ = refit(part.weight, cross, kept, local, ridge)
                 return float(np.einsum("ij,ij->", fitted @ own - 2 * target, fitted))
 
             self._ridge_of[key] = min(RIDGES, key=held_out_error)
         return self._ridge_of[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One group of readers: its weight, its features, and where those that stay lie among all that stay."""
+
+    weight: FloatArray
+    features: slice
+    first: int
+    last: int
+
+    def moments(self, cross: Moments, kept: Moments) -> tuple[Moments, Moments]:
+        """Those of this part out of those of all features with all that stay."""
+        if self.last - self.first == kept.left.shape[-1]:
+            return cross, kept
+        own, left = np.arange(self.first, self.last), np.arange(self.features.start, self.features.stop)
+        return cross.part(left, own), kept.part(own, own)
+
+
+def _ends(part: slice) -> tuple[int, int]:
+    return part.start, part.stop
 
 
 def _spread(indices: IntArray, count: int) -> IntArray:

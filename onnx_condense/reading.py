@@ -6,7 +6,7 @@ Part of the pipeline, beside `fitting.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Readers:
     uses: indices into `ChannelView.linear`; columns: what each of them reads.
     weight: [O, F], or [O b, F] where the b columns of a channel are pooled; labels: of each feature [F].
     level: how many refitted readers lie upstream at most. pooled: see `Columns.per_channel`.
+    groups: rows and features fall into so many equal parts that have nothing to do with each other.
     """
 
     uses: tuple[int, ...]
@@ -35,6 +36,13 @@ class Readers:
     weight: FloatArray
     labels: IntArray
     level: int
+    groups: int = 1
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and features of each group."""
+        rows, features = len(self.weight) // self.groups, len(self.labels) // self.groups
+        for j in range(self.groups):
+            yield slice(j * rows, j * rows + rows), slice(j * features, j * features + features)
 
     @property
     def pooled(self) -> int:
@@ -48,10 +56,10 @@ class Readers:
         cells = weight.reshape(-1, self.pooled, weight.shape[1])
         return unarranged(cells, by_channel=self.columns[0].by_channel)
 
-    def owned(self, space: ChannelSpace) -> IntArray:
-        """The features of each channel of a space [channels, b], -1 where it has fewer."""
+    def owned(self, space: ChannelSpace, part: slice) -> IntArray:
+        """The features of each channel of a space within a part [channels, b], -1 where it has fewer."""
         where: dict[int, list[int]] = {}
-        for at, label in enumerate(self.labels.tolist()):
+        for at, label in enumerate(self.labels[part].tolist()):
             if label != PINNED:
                 where.setdefault(label, []).append(at)
         lists = [where.get(c, []) for c in space.channels.tolist()]
@@ -74,7 +82,7 @@ def find_readers(network: Network, view: ChannelView, spaces: Sequence[ChannelSp
         columns = tuple(_columns(network, view, u) for u in uses)
         level = max(levels.get(c.tensor, 0) for c in columns)
         labels = np.repeat(first.columns, first.taps)
-        found.append(Readers(uses, columns, stored_weight(network, first), labels, level))
+        found.append(Readers(uses, columns, stored_weight(network, first), labels, level, first.groups))
     return found
 
 
@@ -84,11 +92,11 @@ def _columns(network: Network, view: ChannelView, use: int) -> Columns:
     tensor = node.inputs[linear.activation.position]
     if linear.taps == 1 and not linear.padded and all(s == 1 for s in node.attributes.get("strides", ())):
         return Columns(tensor, linear.act_axis)
-    names = ("auto_pad", "dilations", "pads", "strides")
+    names = ("auto_pad", "dilations", "output_padding", "output_shape", "pads", "strides")
     given = [(n, node.attributes[n]) for n in names if n in node.attributes]
     attributes = tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in given)
     weight = network.shape(node.inputs[linear.weight.position]) or ()
-    return Columns(tensor, linear.act_axis, Window(tuple(int(n or 0) for n in weight[2:]), attributes))
+    return Columns(tensor, linear.act_axis, Window(node.op, tuple(int(n or 0) for n in weight[2:]), attributes))
 
 
 def pooled(readers: Readers, taps: int) -> Readers | None:

@@ -23,8 +23,9 @@ PLACES = "moments/places"
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Where the taps of a convolution lie: its kernel's shape and its other attributes, as (name, value) pairs."""
+    """Where the taps of a convolution lie: its op, its kernel's shape and other attributes, as (name, value) pairs."""
 
+    op: str
     kernel: tuple[int, ...]
     attributes: tuple[tuple[str, Any], ...]
 
@@ -155,9 +156,11 @@ class Builder:
         head = self.node("Gather", [shape, self._integers(0, 1)])
         size = self.node("Gather", [shape, self._integers(*range(2, 2 + len(window.kernel)))])
         alone = self.node("Concat", [self._integers(-1, 1), size], axis=0)
-        picks = np.eye(window.taps, dtype=np.float32).reshape(window.taps, 1, *window.kernel)
+        # [filters, 1, kernel...], or [1, filters, kernel...] for a transposed convolution.
+        filters = (window.taps, 1) if window.op == "Conv" else (1, window.taps)
+        picks = np.eye(window.taps, dtype=np.float32).reshape(*filters, *window.kernel)
         inputs = [self.node("Reshape", [x, alone]), self.constant(picks)]
-        patches = self.node("Conv", inputs, **dict(window.attributes))
+        patches = self.node(window.op, inputs, **dict(window.attributes))
         split = self.node("Concat", [head, self._integers(window.taps, -1)], axis=0)
         patches = self._taken(self.node("Reshape", [patches, split]), 3, columns)
         return self.node("Flatten", [self.node("Transpose", [patches], perm=[0, 3, 1, 2])], axis=2)

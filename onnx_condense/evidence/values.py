@@ -13,8 +13,7 @@ meet a large input, so no element hides behind the size of its row.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +33,7 @@ from onnx_condense.evidence.laws import (
     exact,
     result_of,
 )
+from onnx_condense.evidence.moves import MOVES, PARTS, filtered, moved, only_axis
 from onnx_condense.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import ChannelView, FloatArray, IntArray, LinearUse
@@ -41,8 +41,6 @@ from onnx_condense.runtime import evaluate_node
 
 # A stored weight is trusted to so many units in the last place; two weights are equal within twice that.
 ROUNDINGS = 2.0
-
-MOVES = {Law.MOVE, Law.MAXIMUM, Law.PADDED}
 
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 
@@ -57,31 +55,49 @@ class Numbering:
         self._values: dict[str, Values] = {}
         self._opaque: dict[tuple[str, int, int], Values] = {}
         self._padded: dict[tuple[str, int, int], Values] = {}
-        self._one = int(self._fresh(1)[0])
+        self._one = int(self.fresh(1)[0])
         self._contents: dict[tuple[tuple[int, ...], str, bytes], int] = {}
         uses = {use.weight.node: use for use in view.linear}
         for node in network.nodes:
-            values = self._visit(node, uses.get(node.index))
-            if values is not None and values.finite:
-                self._values[node.outputs[0]] = values
+            for name, values in self._visit(node, uses.get(node.index)):
+                if values.finite:
+                    self._values[name] = values
 
-    def _visit(self, node: Node, use: LinearUse | None) -> Values | None:
-        labels = self._view.labels.get(node.outputs[0]) if node.outputs else None
-        axis = _only_axis(labels)
+    @property
+    def network(self) -> Network:
+        """What is numbered."""
+        return self._network
+
+    @property
+    def labels(self) -> Mapping[str, IntArray]:
+        """Channel labels of its tensors."""
+        return self._view.labels
+
+    def _visit(self, node: Node, use: LinearUse | None) -> Iterable[tuple[str, Values]]:
+        """What is known of the results of a node, by name."""
         rule = ops.find(node.domain, node.op, node.opset)
         # Arithmetic of integers and conditions keeps other laws.
-        if rule is None or axis is None or self._network.types.get(node.outputs[0]) not in _FLOATS:
-            return None
+        if rule is None or not node.outputs or self._network.types.get(node.outputs[0]) not in _FLOATS:
+            return ()
         with np.errstate(over="ignore", invalid="ignore"):
-            if use is not None:
-                return self._linear(node, use, rule, axis)
             constants = [self._network.constant(name) if name else None for name in node.inputs]
             law = rule.law_of(node.attributes, constants)
-            if law in MOVES:
-                return self._moved(node, rule, law, axis)
-            if rule.affine is not None:
-                return self._affine(node, rule.affine, axis)
-            return self._elementwise(node, rule, axis) if rule.trace is ops.elementwise.trace else None
+            if use is None and law in MOVES:
+                return tuple(moved(self, node, rule, law))
+            values = self._computed(node, use, rule, law)
+            return () if values is None else ((node.outputs[0], values),)
+
+    def _computed(self, node: Node, use: LinearUse | None, rule: ops.OpRule, law: Law) -> Values | None:
+        axis = only_axis(self._view.labels.get(node.outputs[0]))
+        if axis is None:
+            return None
+        if use is not None:
+            return self._linear(node, use, rule, axis)
+        if law is Law.FILTER:
+            return self._filtered(node, rule, axis)
+        if rule.affine is not None:
+            return self._affine(node, rule.affine, axis)
+        return self._elementwise(node, rule, axis) if rule.trace is ops.elementwise.trace else None
 
     def of(self, tensor: str, axis: int, size: int) -> Values:
         """Values along an axis; each position its own unknown where nothing is known."""
@@ -90,16 +106,16 @@ class Numbering:
             return known
         key = (tensor, axis, size)
         if key not in self._opaque:
-            self._opaque[key] = exact(axis, self._fresh(size))
+            self._opaque[key] = exact(axis, self.fresh(size))
         return self._opaque[key]
 
     def read_by(self, use: LinearUse) -> Values:
         """Values of what a linear op reads, as it reads them."""
         tensor = self._network.nodes[use.activation.node].inputs[use.activation.position]
         values = self.of(tensor, use.act_axis, len(use.columns))
-        return self._beside_zeros(tensor, values) if use.padded else values
+        return self.beside_zeros(tensor, values) if use.padded else values
 
-    def _beside_zeros(self, tensor: str, x: Values) -> Values:
+    def beside_zeros(self, tensor: str, x: Values) -> Values:
         """The same channels to someone who reads zeros beside them: no offset is the same everywhere any more.
 
         s v + o becomes s (v + o / s), a function of its own for every o / s; constants are multiples of one.
@@ -110,7 +126,7 @@ class Numbering:
         shifted = np.abs(x.offset) > x.offset_noise
         safe = np.where(x.constant, 1.0, x.scale)
         place, blur = x.offset / safe, (x.offset_noise + np.abs(x.offset / safe) * x.scale_noise) / np.abs(safe)
-        moved = self._group(x.classes[:, None], place[:, None], blur[:, None])
+        moved = self.group(x.classes[:, None], place[:, None], blur[:, None])
         classes = np.where(x.constant, np.where(shifted, self._one, CONSTANT), np.where(shifted, moved, x.classes))
         scale = np.where(x.constant, np.where(shifted, x.offset, 0.0), x.scale)
         noise = np.where(x.constant, np.where(shifted, x.offset_noise, 0.0), x.scale_noise)
@@ -118,14 +134,15 @@ class Numbering:
         self._padded[key] = Values(x.axis, classes, scale, zeros, noise, zeros)
         return self._padded[key]
 
-    def _fresh(self, count: int) -> IntArray:
+    def fresh(self, count: int) -> IntArray:
+        """Class numbers that were never used before [count]."""
         self._count += count
         return np.arange(self._count - count + 1, self._count + 1, dtype=np.int64)
 
-    def _group(self, keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray:
+    def group(self, keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray:
         """New class numbers for channels that agree in keys and, up to rounding, in numbers."""
         _, group = np.unique(leaders(keys, rows, tolerance), return_inverse=True)
-        return self._fresh(int(group.max(initial=-1)) + 1)[group]
+        return self.fresh(int(group.max(initial=-1)) + 1)[group]
 
     # ---- linear ops ----
 
@@ -147,7 +164,7 @@ class Numbering:
         constant = (np.abs(combined) <= noise).all(axis=1)
         vague = ~constant & (np.abs(length) < VAGUE * np.linalg.norm(noise, axis=1))
         keys = np.where(vague, np.arange(len(unit)) + 2, constant)[:, None].astype(np.int64)
-        classes = np.where(constant, CONSTANT, self._group(keys, unit, tolerance))
+        classes = np.where(constant, CONSTANT, self.group(keys, unit, tolerance))
         spread = np.where(constant, 0.0, np.linalg.norm(noise, axis=1))
         values = Values(axis, classes, np.where(constant, 0.0, length), offset, spread, blur)
         # A row that all but cancels points nowhere in particular: it is an unknown of its own.
@@ -168,34 +185,23 @@ class Numbering:
 
     # ---- ops on one operand that keep its channels apart ----
 
-    def _moved(self, node: Node, rule: ops.OpRule, law: Law, axis: int) -> Values | None:
-        """The same channels with their elements in other places: new functions, old scales and offsets."""
-        labels = self._view.labels.get(node.inputs[0])
-        before = _only_axis(labels)
-        if labels is None or before is None:
+    def _filtered(self, node: Node, rule: ops.OpRule, axis: int) -> Values | None:
+        """A depthwise convolution."""
+        stored = self._network.constant(node.inputs[1])
+        before = self._view.labels.get(node.inputs[0])
+        if stored is None or before is None or rule.pads is None or only_axis(before) != axis:
             return None
-        x = self.of(node.inputs[0], before, labels.shape[before])
-        if law is Law.PADDED:
-            x = self._beside_zeros(node.inputs[0], x)
-        source = self._source(node, rule, labels.shape)
-        if source is None or source.shape[axis] != source.size:
+        channels, results = before.shape[axis], self._view.labels[node.outputs[0]].shape[axis]
+        kernels = stored.astype(np.float64).reshape(results, -1)
+        name = node.inputs[2] if len(node.inputs) > 2 else ""
+        bias = self._network.constant(name) if name else np.zeros(results)
+        if bias is None or bias.size != results:
             return None
-        came = source.reshape(-1)
-        x = Values(axis, *(getattr(x, n)[came] for n in _PARTS))
-        # A largest element of -v is no largest element of v.
-        flipped = (x.scale < 0) & (law is Law.MAXIMUM)
-        keys = np.stack([x.classes, _occurrence(came), flipped], 1)
-        none = np.zeros((len(x), 0))
-        classes = np.where(x.constant, CONSTANT, self._group(keys, none, none))
-        scale = np.abs(x.scale) if law is Law.MAXIMUM else x.scale
-        return Values(axis, classes, scale, x.offset, x.scale_noise, x.offset_noise)
-
-    def _source(self, node: Node, rule: ops.OpRule, shape: tuple[int, ...]) -> IntArray | None:
-        """From which channel of the first operand each position of the result comes, asked of the op's own rule."""
-        marks = np.arange(1, math.prod(shape) + 1).reshape(shape)
-        marked = ops.call_of(self._network, node, {node.inputs[0]: marks}, self._fresh)
-        output = rule.trace(marked).output
-        return None if output is None else output - 1
+        x = self.of(node.inputs[0], axis, channels)
+        if rule.pads(node.attributes, stored.shape[2:]):
+            x = self.beside_zeros(node.inputs[0], x)
+        eps, step = _eps(stored.dtype), _step(stored.dtype)
+        return filtered(self, x, kernels, bias.astype(np.float64), lambda w: _rounding(w, eps, step))
 
     def _affine(self, node: Node, affine: ops.Affine, axis: int) -> Values | None:
         """K a + s with stored numbers per channel."""
@@ -215,7 +221,7 @@ class Numbering:
         operands = [self._operand(name, axis - len(shape), shape[axis]) for name in node.inputs if name]
         if not all(v.finite for v in operands):
             return None
-        result = result_of(rule, operands, self._group)
+        result = result_of(rule, operands, self.group)
         if result is None:
             return None
         constant = np.logical_and.reduce([v.constant for v in operands])
@@ -225,7 +231,7 @@ class Numbering:
             zeros = np.zeros(len(constant))
             known = Values(axis, np.zeros_like(result.classes), zeros, folded, zeros, noise)
             result = chosen(constant, known, result)
-        return Values(axis, *(getattr(result, n) for n in _PARTS))
+        return Values(axis, *(getattr(result, n) for n in PARTS))
 
     def _operand(self, name: str, axis: int, size: int) -> Values:
         """One operand along the result's channel axis (negative: counted from the end), broadcast to its size."""
@@ -256,7 +262,7 @@ class Numbering:
             shape = shape[1:]
         key = (shape, str(part.dtype), repr(part.tolist()).encode() if part.dtype.hasobject else part.tobytes())
         if key not in self._contents:
-            self._contents[key] = int(self._fresh(1)[0])
+            self._contents[key] = int(self.fresh(1)[0])
         return self._contents[key]
 
     def _fold(self, node: Node, operands: Sequence[Values], constant: BoolArray) -> FloatArray | None:
@@ -284,9 +290,6 @@ class Numbering:
         return result
 
 
-_PARTS = ("classes", "scale", "offset", "scale_noise", "offset_noise")
-
-
 def per_tap(values: Values, taps: int) -> Values:
     """Values of the columns of a weight matrix [K T]: at every tap a function of its own.
 
@@ -296,23 +299,7 @@ def per_tap(values: Values, taps: int) -> Values:
         return values
     classes = (values.classes[:, None] * taps + np.arange(taps)).reshape(-1)
     classes = np.where(np.repeat(values.constant, taps), CONSTANT, classes)
-    return Values(values.axis, classes, *(np.repeat(getattr(values, n), taps) for n in _PARTS[1:]))
-
-
-def _occurrence(numbers: IntArray) -> IntArray:
-    """How often each entry occurred before."""
-    order = np.argsort(numbers, kind="stable")
-    ranked = numbers[order]
-    starts = np.searchsorted(ranked, ranked)
-    result = np.empty_like(numbers)
-    result[order] = np.arange(len(numbers)) - starts
-    return result
-
-
-def _only_axis(labels: IntArray | None) -> int | None:
-    """The one axis along which channels differ, or None."""
-    axes = [] if labels is None else [axis for axis, n in enumerate(labels.shape) if n > 1]
-    return axes[0] if len(axes) == 1 else None
+    return Values(values.axis, classes, *(np.repeat(getattr(values, n), taps) for n in PARTS[1:]))
 
 
 def _sum_by_class(columns: FloatArray, classes: IntArray) -> FloatArray:
@@ -349,7 +336,10 @@ def type_eps(network: Network, use: LinearUse) -> float:
 
 def type_step(network: Network, use: LinearUse) -> float:
     """The smallest number of the stored weight's type: how far apart numbers near zero are."""
-    dtype = _stored(network, use).dtype
+    return _step(_stored(network, use).dtype)
+
+
+def _step(dtype: np.dtype[np.generic]) -> float:
     return float(np.finfo(dtype.type).smallest_subnormal) if issubclass(dtype.type, np.floating) else 0.0
 
 

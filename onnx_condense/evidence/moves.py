@@ -1,0 +1,180 @@
+"""Value numbering through ops that move, pick, join or filter whole channels.
+
+Where a channel of the result comes from is asked of the op's own rule: it is run on marks instead of labels. What it
+ties together (the groups of a split axis, the operands of a join along another axis) becomes one function of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from onnx_condense import ops
+from onnx_condense.evidence.laws import CONSTANT, Values, directions, exact
+from onnx_condense.model import Network, Node
+from onnx_condense.ops import Law
+from onnx_condense.plan import FloatArray, IntArray
+
+MOVES = frozenset({Law.SELECT, Law.MOVE, Law.MAXIMUM, Law.PADDED})
+PARTS = ("classes", "scale", "offset", "scale_noise", "offset_noise")
+
+
+class Known(Protocol):
+    """What is asked of the numbering."""
+
+    @property
+    def network(self) -> Network:
+        """What is numbered."""
+
+    @property
+    def labels(self) -> Mapping[str, IntArray]:
+        """Channel labels of its tensors."""
+
+    def of(self, tensor: str, axis: int, size: int) -> Values:
+        """Values along an axis."""
+
+    def beside_zeros(self, tensor: str, x: Values) -> Values:
+        """Values to a reader that sees zeros beside them."""
+
+    def group(self, keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray:
+        """New class numbers."""
+
+    def fresh(self, count: int) -> IntArray:
+        """Numbers never used before."""
+
+
+def only_axis(labels: IntArray | None) -> int | None:
+    """The one axis along which channels differ, or None."""
+    axes = [] if labels is None else [axis for axis, n in enumerate(labels.shape) if n > 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def moved(known: Known, node: Node, rule: ops.OpRule, law: Law) -> Iterator[tuple[str, Values]]:
+    """Values of each result of a node whose law is one of MOVES, by name."""
+    marks, table = _marked(known, node, law)
+    if not marks:
+        return
+    effect = rule.trace(ops.call_of(known.network, node, marks, known.fresh))
+    outputs = effect.outputs or (effect.output,) * len(node.outputs)
+    tied = _tied(effect.ties)
+    for name, output in zip(node.outputs, outputs, strict=True):
+        axis = only_axis(known.labels.get(name))
+        if name and axis is not None and output is not None and output.shape[axis] == output.size:
+            yield name, _values(known, law, axis, output.reshape(-1), tied, table)
+
+
+def _marked(known: Known, node: Node, law: Law) -> tuple[dict[str, IntArray], Values]:
+    """Marks 1, 2, ... for the channels of the operands, and what is known of them by mark (0: nothing)."""
+    marks: dict[str, IntArray] = {}
+    table: list[Values] = [exact(0, known.fresh(1))]
+    count = 1
+    result = only_axis(
+        next((known.labels[n] for n in node.outputs if only_axis(known.labels.get(n)) is not None), None)
+    )
+    for name in dict.fromkeys(node.inputs):
+        labels = known.labels.get(name)
+        shape = known.network.shape(name)
+        if labels is None or known.network.constant(name) is not None or shape is None or not labels.ndim:
+            continue
+        axis = only_axis(labels)
+        at = axis if axis is not None else result
+        size = None if at is None or at >= labels.ndim else max(labels.shape[at], _size(shape[at]))
+        if at is None or not size or len(shape) != labels.ndim:
+            continue
+        x = known.of(name, at, size)
+        table.append(known.beside_zeros(name, x) if law is Law.PADDED else x)
+        marks[name] = np.arange(count, count + size).reshape([-1 if a == at else 1 for a in range(labels.ndim)])
+        count += size
+    joined = Values(0, *(np.concatenate([getattr(v, part) for v in table]) for part in PARTS))
+    return marks, joined
+
+
+def _size(size: int | str | None) -> int:
+    return size if isinstance(size, int) else 0
+
+
+def _tied(ties: Sequence[tuple[IntArray, IntArray]]) -> Mapping[int, tuple[int, ...]]:
+    """All marks that are one with each mark, itself among them, in ascending order."""
+    members: dict[int, set[int]] = {}
+    for a, b in ties:
+        for i, j in zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True):
+            both = members.get(i, {i}) | members.get(j, {j})
+            members.update(dict.fromkeys(both, both))
+    return {mark: tuple(sorted(group)) for mark, group in members.items()}
+
+
+def _values(
+    known: Known, law: Law, axis: int, came: IntArray, tied: Mapping[int, tuple[int, ...]], table: Values
+) -> Values:
+    """Values of one result; came: mark per position."""
+    x = Values(axis, *(getattr(table, part)[came] for part in PARTS))
+    if (came == 0).any():
+        # What the marks do not show is unknown, each position for itself.
+        x.classes[came == 0] = known.fresh(int((came == 0).sum()))
+    if any(mark in tied for mark in came.tolist()):
+        return _of_many(known, axis, came, tied, table)
+    if law is Law.SELECT:
+        return x
+    # A largest element of -v is no largest element of v.
+    flipped = (x.scale < 0) & (law is Law.MAXIMUM)
+    keys = np.stack([x.classes, _occurrence(came), flipped], 1)
+    none = np.zeros((len(x), 0))
+    classes = np.where(x.constant, CONSTANT, known.group(keys, none, none))
+    scale = np.abs(x.scale) if law is Law.MAXIMUM else x.scale
+    return Values(axis, classes, scale, x.offset, x.scale_noise, x.offset_noise)
+
+
+def _of_many(known: Known, axis: int, came: IntArray, tied: Mapping[int, tuple[int, ...]], table: Values) -> Values:
+    """Channels that are made of several: equal ones make equal ones, nothing else is claimed."""
+    sources = [tied.get(mark, (mark,)) for mark in came.tolist()]
+    longest = max(map(len, sources))
+    if any(len(s) != longest or 0 in s for s in sources):
+        return exact(axis, known.fresh(len(came)))
+    at: IntArray = np.array(sources)
+    rows = np.concatenate([table.scale[at], table.offset[at]], axis=1)
+    noise = np.concatenate([table.scale_noise[at], table.offset_noise[at]], axis=1)
+    keys = np.concatenate([table.classes[at], _occurrence(came)[:, None]], axis=1)
+    return exact(axis, known.group(keys, rows, noise))
+
+
+def _occurrence(numbers: IntArray) -> IntArray:
+    """How often each entry occurred before."""
+    order = np.argsort(numbers, kind="stable")
+    ranked = numbers[order]
+    starts = np.searchsorted(ranked, ranked)
+    result = np.empty_like(numbers)
+    result[order] = np.arange(len(numbers)) - starts
+    return result
+
+
+def filtered(
+    known: Known, x: Values, kernels: FloatArray, bias: FloatArray, rounding: Callable[[FloatArray], FloatArray]
+) -> Values:
+    """Channels filtered one by one: multiples of one kernel on multiples of one channel are multiples.
+
+    Args:
+        known: the numbering.
+        x: values [C] as the filter reads them.
+        kernels: [m C, T], those of one channel side by side.
+        bias: [m C].
+        rounding: uncertainty of stored numbers.
+    """
+    came = np.repeat(np.arange(len(x)), len(kernels) // len(x))
+    x = Values(x.axis, *(getattr(x, part)[came] for part in PARTS))
+    noise = rounding(kernels)
+    unit, tolerance, length = directions(kernels, noise)
+    sums, blur = kernels.sum(axis=1), noise.sum(axis=1)
+    offset_noise = np.abs(sums) * x.offset_noise + blur * np.abs(x.offset) + rounding(bias)
+    constant = x.constant | (length == 0)
+    classes = np.where(constant, CONSTANT, known.group(x.classes[:, None], unit, tolerance))
+    spread = np.abs(length) * x.scale_noise + np.abs(x.scale) * np.linalg.norm(noise, axis=1)
+    return Values(
+        x.axis,
+        classes,
+        np.where(constant, 0.0, x.scale * length),
+        x.offset * sums + bias,
+        np.where(constant, 0.0, spread),
+        offset_noise,
+    )
