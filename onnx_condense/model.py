@@ -23,7 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_condense.errors import ModelError
 from onnx_condense.external import Source, byte_count, external_tensors
-from onnx_condense.known import Knowledge, Known
+from onnx_condense.known import Knowledge, Known, ran
 from onnx_condense.shapes import Shape, infer
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -31,6 +31,10 @@ G_LOGGER.colors = False
 
 PROTOBUF_LIMIT = 2**31 - 1
 TOO_LARGE = "is over 2 GiB, which one protobuf file can't hold; store its weights as external data"
+
+# Ops that only lay out a constant in another way.
+_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_VIEWED = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
 
 # Element types of sizes, axes and pads.
 _SIZES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
@@ -89,11 +93,15 @@ class Network:
         self.nodes = tuple(_nodes(proto))
         self._aliases: dict[str, str] = {}
         self._constants: dict[str, npt.NDArray[Any]] = {}
+        self._views: dict[str, Node] = {}
         for node in self.nodes:
             if node.op == "Constant" and not node.domain and _constant_attribute(proto.graph.node[node.index]):
                 self._aliases[node.outputs[0]] = node.outputs[0]
             elif node.op == "Identity" and not node.domain and self.root(node.inputs[0]):
                 self._aliases[node.outputs[0]] = self.root(node.inputs[0])
+            elif self._is_view(node):
+                self._views[node.outputs[0]] = node
+                self._aliases[node.outputs[0]] = node.outputs[0]
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
         self.consumers: dict[str, list[tuple[Node, int]]] = {}
         for node in self.nodes:
@@ -125,8 +133,15 @@ class Network:
                     found[name] = array.reshape(()) if self.shapes[name] == () else array
         return found
 
+    def _is_view(self, node: Node) -> bool:
+        known = node.op in _VIEWS and not node.domain and self.types.get(node.outputs[0]) in _VIEWED
+        return known and all(self.root(name) for name in node.inputs if name)
+
     def root(self, name: str) -> str:
-        """The initializer or Constant output that a tensor is a copy of, or "" where it is computed."""
+        """The initializer, Constant output or view that a tensor is a copy of, or "" where it is computed.
+
+        A view is a constant in another shape or order (a transposed weight, a bias unsqueezed for its Add).
+        """
         if name in self._stored and name not in self.overridable:
             return name
         return self._aliases.get(name, "")
@@ -137,9 +152,21 @@ class Network:
         if not root:
             return None
         if root not in self._constants:
-            tensor = self._stored.get(root)
-            self._constants[root] = self.array(tensor) if tensor is not None else self._constant_node(root)
+            self._constants[root] = self._read(root)
         return self._constants[root]
+
+    def _read(self, root: str) -> npt.NDArray[Any]:
+        if root in self._stored:
+            return self.array(self._stored[root])
+        if root not in self._views:
+            return self._constant_node(root)
+        node = self.proto.graph.node[self._views[root].index]
+        operands = (self.constant(name) for name in node.input if name)
+        return ran(self.proto, node, [value for value in operands if value is not None])
+
+    def sources(self, root: str) -> tuple[str, ...]:
+        """What a view is made of; nothing for what is stored."""
+        return self._views[root].inputs if root in self._views else ()
 
     def _constant_node(self, root: str) -> npt.NDArray[Any]:
         return _constant_value(self.proto.graph.node[self.producers[root].index], self.array)
@@ -184,6 +211,8 @@ class Network:
         tensor = self._stored.get(self.root(name))
         if tensor is not None:
             return tuple(tensor.dims)
+        if self.root(name) in self._views and None not in self.shapes.get(name, (None,)):
+            return self.shapes[name]
         value = self.constant(name)
         return tuple(value.shape) if value is not None else self.shapes.get(name)
 

@@ -15,11 +15,13 @@ from onnx_condense import budget
 from onnx_condense.budget import Point, SpaceCurve, back_off, greedy_path, search
 
 
-def curve(width: int, least: int = 1, scale: float = 1.0, probes: Sequence[tuple[int, float]] = ()) -> SpaceCurve:
+def curve(
+    width: int, least: int = 1, scale: float = 1.0, probes: Sequence[tuple[int, float]] = (), multiple: int = 1
+) -> SpaceCurve:
     """Local error that grows like the square of the share removed; probed where it says itself, by default."""
     local = scale * (np.arange(width - least + 1) / width) ** 2
     removed = (width - least + 1) // 2
-    return SpaceCurve(width, least, local, tuple(probes) or ((removed, float(local[removed])),))
+    return SpaceCurve(width, least, local, tuple(probes) or ((removed, float(local[removed])),), multiple)
 
 
 def chain(outer: int, *, last: int) -> Callable[[Sequence[int]], int]:
@@ -71,6 +73,40 @@ def test_equal_error_goes_where_more_is_saved() -> None:
 def test_no_space_goes_below_its_least_width() -> None:
     path = path_of([curve(30, least=11), curve(20, least=20)], chain(9, last=9))
     assert path[-1].widths == (11, 20)
+
+
+sizes = st.tuples(st.integers(2, 90), st.integers(1, 90), st.sampled_from([1, 2, 3, 4, 8, 12])).map(
+    lambda size: (size[0], min(size[1], size[0]), size[2])
+)
+
+
+@given(sizes, st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_next_width_is_a_multiple_as_long_as_there_is_one(size: tuple[int, int, int], data: st.DataObject) -> None:
+    width, least, multiple = size
+    space = curve(width, least, multiple=multiple)
+    now = data.draw(st.integers(least, width))
+    step = data.draw(st.integers(1, 20))
+    wish = max(least, now - step)
+    good = [w for w in range(least, wish + 1) if w % multiple == 0]
+    found = space.narrower(now, step)
+    assert found == max(good, default=wish)
+    assert least <= found <= now
+    assert found < now or now == least
+
+
+@given(st.lists(sizes, min_size=1, max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_stops_are_multiples_and_every_space_gets_to_its_least(spaces: list[tuple[int, int, int]]) -> None:
+    path = path_of([curve(w, least, multiple=m) for w, least, m in spaces], chain(7, last=5))
+    assert path[-1].widths == tuple(least for _, least, _ in spaces)
+    for before, after in itertools.pairwise(path):
+        assert after.parameters < before.parameters
+        for old, new, (_, least, multiple) in zip(before.widths, after.widths, spaces, strict=True):
+            assert least <= new <= old
+            if new < old and new % multiple:
+                # Only where no multiple is left below.
+                assert not [w for w in range(least, old) if w % multiple == 0 and w <= new]
 
 
 def test_steps_that_save_nothing_are_not_taken() -> None:

@@ -39,9 +39,26 @@ def refused(proto: onnx.ModelProto) -> list[str]:
 
 
 def test_a_weight_that_is_computed_stays() -> None:
-    nodes = [*RELU, NODE("Reshape", ["flat", "to"], ["v"]), NODE("Conv", ["h", "v"], ["y"])]
-    stored: dict[str, Array] = {"flat": np.random.default_rng(0).standard_normal((4, 6)), "to": np.array([4, 6, 1, 1])}
+    nodes = [*RELU, NODE("Mul", ["half", "twice"], ["v"]), NODE("Conv", ["h", "v"], ["y"])]
+    stored: dict[str, Array] = {"half": np.random.default_rng(0).standard_normal((4, 6, 1, 1)), "twice": np.array(2.0)}
     assert "computed weight" in refused(network(nodes, **copies(), **stored))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_weight_that_is_only_laid_out_anew_is_written_laid_out(*, shared: bool) -> None:
+    """A reshaped, transposed constant is a weight like others; what it was made of goes unless something reads it."""
+    rng = np.random.default_rng(0)
+    layout = [NODE("Transpose", ["flat"], ["turned"], perm=[1, 0]), NODE("Reshape", ["turned", "to"], ["v"])]
+    nodes = [*RELU, *layout, NODE("Conv", ["h", "v"], ["y"])]
+    ends = ["y"]
+    if shared:
+        nodes.append(NODE("Relu", ["turned"], ["also"]))
+        ends.append("also")
+    stored: dict[str, Array] = {"flat": rng.standard_normal((6, 4)), "to": np.array([4, 6, 1, 1])}
+    done = condensed(network(nodes, ends=ends, **copies(), **stored), 3)
+    names = {t.name for t in done.proto.graph.initializer}
+    assert ("flat" in names) == shared
+    assert "to" not in names
 
 
 @pytest.mark.parametrize("op", ["Softmax", "DepthToSpace", "InstanceNormalization"])

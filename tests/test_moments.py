@@ -128,9 +128,43 @@ def test_shards_add_up_in_any_order() -> None:
 
 
 def test_a_part_is_that_of_fewer_features() -> None:
-    x = normal(30, 5).astype(np.float64)
+    x, y = normal(30, 5).astype(np.float64), normal(30, 5, seed=1).astype(np.float64)
     left, right = np.array([4, 1]), np.array([0, 2, 3])
-    assert_close(reference(x, x).part(left, right), reference(x[:, left], x[:, right]), rtol=1e-10)
+    assert_close(reference(x, y).part(left, right), reference(x[:, left], y[:, right]), rtol=1e-10)
+
+
+def pooled_reference(cells: Array, other: Array) -> Moments:
+    """Moments of [n, b, K] and [n, b, L], where b columns of a channel are pooled: a mean each, one product."""
+    left, right = cells - cells.mean(0), other - other.mean(0)
+    product = sum(a.T @ b for a, b in zip(left, right, strict=True))
+    return Moments(len(cells), cells.mean(0), other.mean(0), np.asarray(product))
+
+
+def test_pooled_shards_add_up_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    # Means that differ from shard to shard and from tap to tap are what can go wrong.
+    x = rng.standard_normal((60, 4, 3)) + 5 * rng.standard_normal((4, 3)) + np.arange(60).reshape(-1, 1, 1) / 10
+    y = rng.standard_normal((60, 4, 2)) + x[:, :, :2] * np.arange(4).reshape(4, 1)
+    a, b, c = (pooled_reference(x[at], y[at]) for at in (slice(7), slice(7, 20), slice(20, None)))
+    for total in (a.plus(b).plus(c), c.plus(a.plus(b)), b.plus(c).plus(a)):
+        assert_close(total, pooled_reference(x, y), rtol=1e-10)
+    np.testing.assert_allclose(a.covariance, a.product / 7)
+
+
+def test_adding_leaves_both_sides_as_they_were() -> None:
+    x = normal(30, 3).astype(np.float64)
+    a, b = reference(x[:9], x[:9]), reference(x[9:], x[9:])
+    a.plus(b)
+    assert_close(a, reference(x[:9], x[:9]), rtol=1e-12)
+    assert_close(b, reference(x[9:], x[9:]), rtol=1e-12)
+
+
+def test_a_pooled_part_is_that_of_fewer_channels() -> None:
+    x, y = normal(30, 3, 5).astype(np.float64), normal(30, 3, 5, seed=1).astype(np.float64)
+    left, right = np.array([4, 1]), np.array([0, 2, 3])
+    found = pooled_reference(x, y).part(left, right)
+    assert found.left.shape == (3, 2)
+    assert_close(found, pooled_reference(x[:, :, left], y[:, :, right]), rtol=1e-10)
 
 
 @pytest.mark.parametrize("ir", [3, 8])

@@ -179,8 +179,9 @@ def _regrouped(data: st.DataObject, sizes: Sequence[int]) -> list[int]:
 
 
 PINNED: dict[str, tuple[Shape | None, int, Shape | None, Value | None, str]] = {
-    "heads": (("N", 6), 1, ("N", 2, 3), stored(-1, 2, 3), layout.NOT_WHOLE),
-    "halves with pixels": (("N", 6, 4), 1, ("N", 3, 8), stored(-1, 3, 8), layout.NOT_WHOLE),
+    "parts that share channels": (("N", 6, 4), 1, ("N", 8, 3), stored(-1, 8, 3), layout.NOT_WHOLE),
+    "heads of an unknown number": (("N", 6), 1, ("N", 2, 3), computed(-1, None, 3), layout.COMPUTED_SHAPE),
+    "heads of a computed width": (("N", 6), 1, ("N", 2, 3), computed(-1, 2, 3), layout.COMPUTED_WIDTH),
     "symbolic pixels": (("N", 6, "H", "W"), 1, ("N", None), stored(0, -1), layout.UNKNOWN_SIZES),
     "merged with the batch": (("N", 6), 1, (None,), stored(-1), layout.UNKNOWN_SIZES),
     "no shape known": (("N", 6), 1, ("N", 6), Value("s", None, (2,), None), layout.COMPUTED_SHAPE),

@@ -55,10 +55,10 @@ def body(op: str) -> onnx.GraphProto:
 
 REFUSED: dict[str, tuple[onnx.ModelProto, str, str]] = {
     "graph output": (network([NODE("Relu", ["a"], ["y"], name="end")]), "y", spaces.GRAPH_OUTPUT),
-    "unknown op": (
+    "mixing op": (
         network([NODE("Softmax", ["a"], ["h"], name="s"), HEAD]),
         "s (Softmax)",
-        "no rule for Softmax",
+        "normalised over the channels",
     ),
     "custom op": (
         network([NODE("Odd", ["a"], ["h"], domain="custom"), HEAD]),

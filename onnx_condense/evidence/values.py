@@ -97,7 +97,8 @@ class Numbering:
             return self._filtered(node, rule, axis)
         if rule.affine is not None:
             return self._affine(node, rule.affine, axis)
-        return self._elementwise(node, rule, axis) if rule.trace is ops.elementwise.trace else None
+        apart = rule.per_channel or rule.trace is ops.elementwise.trace
+        return self._elementwise(node, rule, axis) if apart else None
 
     def of(self, tensor: str, axis: int, size: int) -> Values:
         """Values along an axis; each position its own unknown where nothing is known."""
@@ -218,14 +219,18 @@ class Numbering:
 
     def _elementwise(self, node: Node, rule: ops.OpRule, axis: int) -> Values | None:
         shape = self._view.labels[node.outputs[0]].shape
-        operands = [self._operand(name, axis - len(shape), shape[axis]) for name in node.inputs if name]
+        places = [-1 if rule.per_channel and i else axis - len(shape) for i in range(len(node.inputs))]
+        operands = [
+            self._operand(name, place, shape[axis]) for name, place in zip(node.inputs, places, strict=True) if name
+        ]
         if not all(v.finite for v in operands):
             return None
         result = result_of(rule, operands, self.group)
         if result is None:
             return None
         constant = np.logical_and.reduce([v.constant for v in operands])
-        folded = self._fold(node, operands, constant)
+        # An op that sees the whole channel makes of a constant one what numbers alone do not tell.
+        folded = None if rule.per_channel else self._fold(node, operands, constant)
         if folded is not None:
             noise = np.sum([v.offset_noise for v in operands], axis=0)
             zeros = np.zeros(len(constant))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_condense.ops import conv, elementwise, layout, linear, norm, spatial
+from onnx_condense.ops import conv, elementwise, join, layout, linear, mixing, norm, pick, spatial
 from onnx_condense.ops.calls import call_of
 from onnx_condense.ops.registry import Affine, Call, Effect, Law, OpRule, Value, find, pinned_like, registered
 
@@ -17,9 +17,12 @@ __all__ = [
     "conv",
     "elementwise",
     "find",
+    "join",
     "layout",
     "linear",
+    "mixing",
     "norm",
+    "pick",
     "pinned_like",
     "registered",
     "spatial",

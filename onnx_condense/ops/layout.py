@@ -1,11 +1,13 @@
 """Data movement: labels go where the elements go.
 
 Reshape, Flatten, Squeeze and Unsqueeze split the axes of operand and result into blocks that hold the same elements;
-inside a block labels are reshaped like the elements. What spreads channels over several axes (heads) pins them so far.
+inside a block labels are reshaped like the elements. Where they would spread over several axes (heads, groups), the
+channels that get the same place on the innermost of these are tied, so that what is left is a full grid again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -96,10 +98,38 @@ def trace_reshape(call: Call) -> Effect:
     after = _result_sizes(names, x.name, before, call.result_shape)
     if after is None or 0 in (*before, *after):
         return Effect(None, pins=((x.labels, NOT_WHOLE),))
-    effect = _moved(x, x.labels, _blocks(before, after))
-    if effect.output is None or effect.pins:
+    blocks = _blocks(before, after)
+    effect = _moved(x, x.labels, blocks)
+    if effect.output is not None:
+        return effect if effect.pins else _following(call, x, names, after, effect.output)
+    spread = [why for _, why in effect.pins] == [NOT_WHOLE]
+    return _tied(call, x, names, after, blocks) if spread else effect
+
+
+def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Block]) -> Effect:
+    """A result over several axes of which the channels spread: those of one place on the innermost are tied."""
+    assert x.labels is not None
+    refused = Effect(None, pins=((x.labels, NOT_WHOLE),))
+    labels = _narrow(x.labels)
+    # Positions instead of labels: some channels may be tied already.
+    grid = _reshaped(np.arange(labels.size).reshape(labels.shape), _sizes(labels, x.shape or ()), blocks)
+    if sum(n > 1 for n in labels.shape) != 1 or isinstance(grid, str):
+        return refused
+    outer = [axis for axis, n in enumerate(grid.shape) if n > 1][:-1]
+    if any(names[axis] is None for axis in outer):
+        return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
+    rows = np.unique(grid.reshape(-1, max(grid.shape[outer[-1] + 1 :])), axis=0)
+    # Rows that share some channels, but not all, would tie neighbours.
+    if sum(len(np.unique(row)) for row in rows) > labels.size:
+        return refused
+    parts = labels.reshape(-1)[rows]
+    output = parts[0].reshape([1 if axis in outer else n for axis, n in enumerate(grid.shape)])
+    effect = _following(call, x, names, after, output)
+    if effect.output is None:
         return effect
-    return _following(call, x, names, after, effect.output)
+    ties = ((np.broadcast_to(parts[:1], parts.shape), parts),)
+    # As `outputs`: a channel of the result is made of several of the operand, so no law of moves holds.
+    return dataclasses.replace(effect, output=None, ties=ties, outputs=(output,))
 
 
 def trace_shape(call: Call) -> Effect:
@@ -169,6 +199,15 @@ def _spread(labels: IntArray, known: Shape, blocks: Sequence[Block]) -> IntArray
 
     labels: narrow; known: sizes of all axes of the operand.
     """
+    output = _reshaped(labels, known, blocks)
+    if isinstance(output, str):
+        return output
+    whole = all(sum(n > 1 for n in a.shape) == 1 for a in (labels, output))
+    return output if whole else NOT_WHOLE
+
+
+def _reshaped(labels: IntArray, known: Shape, blocks: Sequence[Block]) -> IntArray | str:
+    """The same on however many axes."""
     wide, shape = [1] * labels.ndim, list[int]()
     for axes, after in blocks:
         if all(labels.shape[axis] == 1 for axis in axes):
@@ -182,9 +221,7 @@ def _spread(labels: IntArray, known: Shape, blocks: Sequence[Block]) -> IntArray
             return NOT_WHOLE
         shape += filled
         wide[axes.start : axes.stop] = sizes
-    output = _narrow(np.broadcast_to(labels, wide).reshape(shape))
-    whole = all(sum(n > 1 for n in a.shape) == 1 for a in (labels, output))
-    return output if whole else NOT_WHOLE
+    return _narrow(np.broadcast_to(labels, wide).reshape(shape))
 
 
 def _sizes(labels: IntArray, shape: Shape) -> Shape:

@@ -116,6 +116,7 @@ class OpRule:
     it has one axis whatever the rank of the result.
     absorbs: (position, factor): adding s to the first operand is adding factor s to the operand at the position.
     multiple: widths that are multiples of it run well (docs/benchmarks.md); others may be slower than wider ones.
+    per_channel: not element-wise, but each channel by itself, with vectors that have one number per channel.
     pads: of a filter, whether zeros beside the activation are read, from its attributes and its kernel's shape.
     guard: a reason to treat this node as a barrier after all, or "".
     """
@@ -132,6 +133,7 @@ class OpRule:
     flat_bias: bool = False
     absorbs: tuple[int, float] | None = None
     multiple: int = 1
+    per_channel: bool = False
     pads: Callable[[Mapping[str, Any], Sequence[int]], bool] | None = None
     guard: Callable[[Call], str] = never
     refine: Callable[[Mapping[str, Any], Constants], Law] | None = None

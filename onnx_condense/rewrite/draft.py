@@ -108,14 +108,20 @@ def _draft_count(draft: Draft, use: SizeUse) -> None:
         return
     if isinstance(use.operand, Operand):
         value = draft.current(use.operand).copy()
-        value.reshape(-1)[use.index] = use.sign * kept
+        value.reshape(-1)[use.index] = _counted(use, kept, value.dtype)
         draft.values[use.operand] = value
         return
+    number = _counted(use, kept, np.dtype(np.int64))
     now = draft.attributes.get(use.operand, draft.network.nodes[use.operand.node].attributes.get(use.operand.name))
     if isinstance(now, (list, tuple)):
-        draft.attributes[use.operand] = [*now[: use.index], use.sign * kept, *now[use.index + 1 :]]
+        draft.attributes[use.operand] = [*now[: use.index], number, *now[use.index + 1 :]]
     else:
-        draft.attributes[use.operand] = use.sign * kept
+        draft.attributes[use.operand] = number
+
+
+def _counted(use: SizeUse, kept: int, dtype: np.dtype[Any]) -> int:
+    """The number that counts so many channels; none from the end is the end itself, where 0 would be the start."""
+    return use.sign * kept if kept or use.sign > 0 else int(np.iinfo(dtype).max)
 
 
 def _draft_split(draft: Draft, use: SplitUse) -> None:
@@ -151,31 +157,33 @@ def draft_offset(draft: Draft, use: LinearUse, offset: FloatArray) -> None:
     trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
     shaped = offset.reshape((-1, *(1,) * trailing)) if use.result_axis is not None else offset.reshape(())
     rule = ops.find(node.domain, node.op, node.opset)
-    if _own_bias(draft, node, offset if rule is not None and rule.flat_bias else shaped):
+    at = None if rule is None else rule.bias
+    own = offset if rule is not None and rule.flat_bias else shaped
+    if at is not None and _own_bias(draft, node, at, own):
         return
     if _following_bias(draft, use, node, shaped):
         return
-    draft.add_after[node.index] = shaped.astype(draft.current(use.weight).dtype)
+    dtype = draft.current(use.weight).dtype
+    if at is not None and not _beta(node, at):
+        draft.new_bias[node.index] = own.astype(dtype)
+    else:
+        draft.add_after[node.index] = shaped.astype(dtype)
 
 
-def _own_bias(draft: Draft, node: Node, offset: FloatArray) -> bool:
-    """Add an offset to the op's own bias (Gemm's C); False where it has none or computes it."""
-    rule = ops.find(node.domain, node.op, node.opset)
-    position = None if rule is None else rule.bias
-    if position is None:
+def _own_bias(draft: Draft, node: Node, at: int, offset: FloatArray) -> bool:
+    """Add an offset to the op's own bias (Gemm's C, at its operand `at`); False where it has none or computes it."""
+    beta = _beta(node, at)
+    if not beta or draft.network.constant(node.inputs[at]) is None:
         return False
-    beta = float(node.attributes.get("beta", 1.0))
-    name = node.inputs[position] if len(node.inputs) > position else ""
-    if not name or beta == 0.0:
-        dtype = next(v for n in node.inputs[:position] if (v := draft.network.constant(n)) is not None).dtype
-        draft.new_bias[node.index] = offset.astype(dtype)
-        return True
-    if draft.network.constant(name) is None:
-        return False
-    operand = Operand(node.index, position)
+    operand = Operand(node.index, at)
     bias = draft.current(operand)
     draft.values[operand] = (bias.astype(np.float64) + offset / beta).astype(bias.dtype)
     return True
+
+
+def _beta(node: Node, at: int) -> float:
+    """What the op's own bias counts by; 0 where it has none."""
+    return float(node.attributes.get("beta", 1.0)) if len(node.inputs) > at and node.inputs[at] else 0.0
 
 
 def _following_bias(draft: Draft, use: LinearUse, node: Node, offset: FloatArray) -> bool:

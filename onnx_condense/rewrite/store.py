@@ -29,6 +29,8 @@ def write_constants(draft: Draft, proto: onnx.ModelProto) -> set[str]:
     for root, operands in by_root.items():
         direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
         free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
+        # A view is no place to store anything.
+        free = free and not network.sources(root)
         _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
     return set(by_root)
 
@@ -140,7 +142,8 @@ def write_attributes(draft: Draft, proto: onnx.ModelProto) -> None:
 
 def drop_unused(network: Network, proto: onnx.ModelProto, roots: Iterable[str]) -> None:
     """Remove constants (and copies of them) that the edits left without a reader."""
-    candidates = set(roots) | {n.outputs[0] for n in network.nodes if n.outputs and network.root(n.outputs[0]) in roots}
+    roots = _with_sources(network, roots)
+    candidates = roots | {n.outputs[0] for n in network.nodes if n.outputs and network.root(n.outputs[0]) in roots}
     outside = {*network.outputs, *network.captured}
     readers = collections.Counter(name for node in proto.graph.node for name in node.input)
     dead = []
@@ -158,6 +161,17 @@ def drop_unused(network: Network, proto: onnx.ModelProto, roots: Iterable[str]) 
     for declared in (graph.input, graph.value_info):
         for at in [i for i, v in enumerate(declared) if v.name in gone][::-1]:
             del declared[at]
+
+
+def _with_sources(network: Network, roots: Iterable[str]) -> set[str]:
+    """Constants, and what views among them are made of."""
+    found, waiting = set[str](), list(roots)
+    while waiting:
+        root = network.root(waiting.pop())
+        if root and root not in found:
+            found.add(root)
+            waiting += network.sources(root)
+    return found
 
 
 def insert_biases(draft: Draft, proto: onnx.ModelProto) -> set[str]:

@@ -1,0 +1,270 @@
+"""Tensors put together and taken apart: Concat, Split, Tile, Expand, and pixels that become channels or were some.
+
+Along the axis of the channels labels are put together and cut like the elements, and stored sizes of the parts follow;
+along every other axis channels stay apart. One label for all elements stays one, wherever they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnx_condense.ops.layout import COMPUTED_WIDTH, NOT_WHOLE, UNKNOWN_RANK, checked, numbers_of, places_of
+from onnx_condense.ops.pick import axes_of_gather, axes_of_slice, moves_by_channels
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.plan import PINNED, Attribute, IntArray, Operand, SizeUse, SplitUse
+
+SPREAD = "joined with channels on another axis"
+ONE_LABEL = "joined along another axis than its only channel's"
+UNKNOWN_SIZE = "joined with a tensor of unknown size"
+COMPUTED_PARTS = "split into parts whose sizes are computed in the graph"
+MISFIT = "split into parts that do not fit its size"
+REPEATED = "repeated along the channels a number of times that is not known"
+EXPANDED = "expanded to sizes that are not known"
+BLOCKS = "blocks that do not fit the channels"
+
+
+def trace_concat(call: Call) -> Effect:
+    """Labels one after the other along their own axis; along another one the operands' channels are tied."""
+    values = [v for v in call.operands if v is not None]
+    known = [v.labels for v in values if v.labels is not None]
+    if not any((labels != PINNED).any() for labels in known):
+        return Effect(None)
+    ranks = {_rank(v) for v in values}
+    rank = ranks.pop()
+    axes = places_of([call.attributes.get("axis", 1)], rank or 0)
+    # Declared shapes may be wrong: believe no rank that can't be.
+    if ranks or axes is None or call.result_shape is None or len(call.result_shape) != rank:
+        return _all_pinned(known, UNKNOWN_RANK)
+    labels = [np.zeros((1,) * len(call.result_shape), np.int64) if v.labels is None else v.labels for v in values]
+    varying = {a for one in labels for a, n in enumerate(one.shape) if n > 1}
+    if varying <= {axes[0]}:
+        return _joined(call, axes[0], values, labels)
+    return _all_pinned(labels, SPREAD) if axes[0] in varying else _side_by_side(labels)
+
+
+def _joined(call: Call, axis: int, values: Sequence[Value], labels: Sequence[IntArray]) -> Effect:
+    """Along the channels' own axis; what owns none there takes up places that stay."""
+    sizes = [_size(v, one, axis) for v, one in zip(values, labels, strict=True)]
+    known = [n for n in sizes if isinstance(n, int)]
+    if any(one.size == 1 and one.item() != PINNED and n != 1 for one, n in zip(labels, sizes, strict=True)):
+        return _all_pinned(labels, ONE_LABEL)
+    result = None if call.result_shape is None else call.result_shape[axis]
+    if len(known) < len(sizes) or (isinstance(result, int) and result != sum(known)):
+        return _all_pinned(labels, UNKNOWN_SIZE)
+    line = np.concatenate([np.broadcast_to(one.reshape(-1), n) for one, n in zip(labels, known, strict=True)])
+    return Effect(line.reshape([-1 if a == axis else 1 for a in range(labels[0].ndim)]))
+
+
+def _side_by_side(labels: Sequence[IntArray]) -> Effect:
+    """Along another axis; an operand without channels pins those of the others."""
+    wide = [one for one in labels if one.size > 1]
+    if len({one.shape for one in wide}) > 1:
+        return _all_pinned(labels, SPREAD)
+    if any(one.size == 1 and one.item() != PINNED for one in labels):
+        return _all_pinned(labels, ONE_LABEL)
+    first = wide[0]
+    ties = tuple((first, np.broadcast_to(one, first.shape)) for one in labels if one is not first)
+    return Effect(first, ties=ties)
+
+
+def _rank(value: Value) -> int | None:
+    if value.labels is not None:
+        return value.labels.ndim
+    return None if value.constant is None else value.constant.ndim
+
+
+def _size(value: Value, labels: IntArray, axis: int) -> int | str | None:
+    """Size of an operand's axis; labels know some that shape inference does not."""
+    if labels.shape[axis] > 1:
+        return int(labels.shape[axis])
+    return value.shape[axis] if value.shape is not None and len(value.shape) == labels.ndim else None
+
+
+def _all_pinned(labels: Sequence[IntArray], reason: str) -> Effect:
+    return Effect(None, pins=tuple((one, reason) for one in labels))
+
+
+def trace_split(call: Call) -> Effect:
+    """Sizes of the parts are an operand."""
+    return _split(call, SplitUse(Operand(call.index, 1), (), "num_outputs"))
+
+
+def trace_split_by_attribute(call: Call) -> Effect:
+    """Sizes of the parts are an attribute."""
+    return _split(call, SplitUse(Attribute(call.index, "split"), ()))
+
+
+def _split(call: Call, use: SplitUse) -> Effect:
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    labels = x.labels
+    axes = places_of([call.attributes.get("axis", 0)], labels.ndim)
+    if axes is None:
+        return Effect(None, pins=((labels, UNKNOWN_RANK),))
+    if labels.shape[axes[0]] == 1:
+        return checked(call, labels, labels)
+    sizes = _parts(call, axes[0], labels.shape[axes[0]])
+    if isinstance(sizes, str):
+        return Effect(None, pins=((labels, sizes),))
+    parts = np.split(labels, np.cumsum(sizes)[:-1], axes[0])
+    if any(n > 1 for a, n in enumerate(labels.shape) if a != axes[0]):
+        return Effect(None, pins=((labels, NOT_WHOLE),))
+    use = SplitUse(use.where, tuple(part.reshape(-1) for part in parts), use.without)
+    return Effect(None, sizes=(use,), outputs=tuple(parts))
+
+
+def _parts(call: Call, axis: int, size: int) -> Sequence[int] | str:
+    """Sizes of the parts, or why they can't be told."""
+    stored = call.operands[1] if len(call.operands) > 1 else None
+    result = call.result_shape
+    first = result[axis] if result is not None and axis < len(result) else None
+    if stored is not None and stored.constant is None:
+        return COMPUTED_PARTS
+    if stored is not None and stored.constant is not None:
+        sizes = [int(n) for n in stored.constant.reshape(-1).tolist()]
+    elif "split" in call.attributes:
+        sizes = list(call.attributes["split"])
+    else:
+        # Equal parts, the last one perhaps smaller. Outputs without a name are parts too, but not counted.
+        count = call.attributes.get("num_outputs", call.results)
+        whole = -(-size // count)
+        sizes = [whole] * (count - 1) + [size - whole * (count - 1)] if first == whole else []
+    fits = len(sizes) == call.results and sum(sizes) == size and min(sizes, default=0) > 0
+    return sizes if fits and (not isinstance(first, int) or first == sizes[0]) else MISFIT
+
+
+def trace_tile(call: Call) -> Effect:
+    """Repeated channels own a place in every copy."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    repeats = numbers_of(call.operands[1])
+    axes = _varying(x.labels)
+    if repeats is None or len(repeats) != x.labels.ndim:
+        return Effect(None, pins=((x.labels, REPEATED),)) if axes else checked(call, x.labels, x.labels)
+    copies = [repeats[axis] if axis in axes else 1 for axis in range(x.labels.ndim)]
+    known = [n for n in copies if n]
+    if len(known) < len(copies):
+        return Effect(None, pins=((x.labels, REPEATED),))
+    return checked(call, x.labels, np.tile(x.labels, known))
+
+
+def trace_expand(call: Call) -> Effect:
+    """Axes of size 1 are repeated, none of which owns channels; a number that names the width follows it."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    shape = call.operands[1] if len(call.operands) > 1 else None
+    numbers = _entries(shape)
+    if numbers is None or shape is None:
+        return Effect(None, pins=((x.labels, EXPANDED),))
+    more = max(len(numbers) - x.labels.ndim, 0)
+    labels = x.labels.reshape((1,) * more + x.labels.shape)
+    numbers = (1,) * (labels.ndim - len(numbers)) + numbers
+    sizes = []
+    for axis in _varying(labels):
+        if numbers[axis] == 1:
+            continue
+        if numbers[axis] != labels.shape[axis] or labels.size != labels.shape[axis]:
+            return Effect(None, pins=((labels, EXPANDED),))
+        if shape.constant is None:
+            return Effect(None, pins=((labels, COMPUTED_WIDTH),))
+        at = axis - labels.ndim + shape.constant.size
+        sizes.append(SizeUse(Operand(call.index, 1), at, labels.reshape(-1)))
+    effect = checked(call, labels, labels)
+    return effect if effect.output is None else Effect(labels, sizes=tuple(sizes))
+
+
+def _entries(value: Value | None) -> tuple[int | None, ...] | None:
+    """What is known of a list of integers; None where not even its length is."""
+    numbers = numbers_of(value)
+    if numbers is not None or value is None or value.shape is None or len(value.shape) != 1:
+        return numbers
+    size = value.shape[0]
+    return (None,) * size if isinstance(size, int) else None
+
+
+def _varying(labels: IntArray) -> list[int]:
+    return [axis for axis, n in enumerate(labels.shape) if n > 1]
+
+
+def trace_depth_to_space(call: Call) -> Effect:
+    """The b * b channels that make up one channel of the result go together."""
+    x = call.operands[0]
+    if x is None or x.labels is None or x.labels.size == 1:
+        return Effect(None if x is None else x.labels)
+    taps = call.attributes["blocksize"] ** 2
+    line = _image_channels(x)
+    if line is None or len(line) % taps:
+        return Effect(None, pins=((x.labels, BLOCKS),))
+    columns_first = call.attributes.get("mode", "DCR") == "CRD"
+    groups = line.reshape(-1, taps).T if columns_first else line.reshape(taps, -1)
+    ties = ((np.broadcast_to(groups[:1], groups.shape), groups),)
+    effect = checked(call, x.labels, groups[0].reshape(1, -1, 1, 1))
+    return effect if effect.output is None else Effect(effect.output, ties=ties)
+
+
+def trace_space_to_depth(call: Call) -> Effect:
+    """Every channel becomes b * b channels of the result."""
+    x = call.operands[0]
+    if x is None or x.labels is None or x.labels.size == 1:
+        return Effect(None if x is None else x.labels)
+    line = _image_channels(x)
+    if line is None:
+        return Effect(None, pins=((x.labels, BLOCKS),))
+    return checked(call, x.labels, np.tile(line, call.attributes["blocksize"] ** 2).reshape(1, -1, 1, 1))
+
+
+def _image_channels(x: Value) -> IntArray | None:
+    """Labels of an image's channels, or None where it is none or they lie on another axis."""
+    labels = x.labels
+    fits = labels is not None and labels.ndim == 4 and labels.shape[1] == labels.size
+    return labels.reshape(-1) if fits and labels is not None else None
+
+
+def law_of(op: str, call: Call) -> Law:
+    """The law of one node of this module or of `pick`, whose own records say what holds on whatever axis.
+
+    SELECT where the node works along the channels' axis and no other; else what its record says.
+    """
+    x = call.operands[0]
+    if op not in _AXES or x is None or x.labels is None:
+        return Law.ANY
+    rank = x.labels.ndim
+    axes, own = _AXES[op](call, rank), _varying(x.labels)
+    others = None if axes is None else set(axes) - set(own)
+    selects = bool(own) and others == set()
+    return Law.SELECT if selects else (Law.ANY if op == "Concat" else Law.MOVE)
+
+
+def _by_attribute(default: int) -> Callable[[Call, int], tuple[int, ...] | None]:
+    return lambda call, rank: places_of([call.attributes.get("axis", default)], rank)
+
+
+def _axes_of_tile(call: Call, rank: int) -> tuple[int, ...] | None:
+    repeats = numbers_of(call.operands[1])
+    known = repeats is not None and len(repeats) == rank
+    return tuple(axis for axis, n in enumerate(repeats) if n != 1) if known and repeats is not None else None
+
+
+_AXES: dict[str, Callable[[Call, int], tuple[int, ...] | None]] = {
+    "Concat": _by_attribute(1),
+    "Split": _by_attribute(0),
+    "Gather": axes_of_gather,
+    "Slice": axes_of_slice,
+    "Tile": _axes_of_tile,
+}
+
+register(
+    OpRule("Concat", trace_concat, law=Law.SELECT),
+    OpRule("Split", trace_split_by_attribute, since=2, until=12, law=Law.MOVE),
+    OpRule("Split", trace_split, since=13, law=Law.MOVE, guard=moves_by_channels),
+    # Before that it repeats one axis, by operands of other meaning.
+    OpRule("Tile", trace_tile, since=6, law=Law.MOVE, guard=moves_by_channels),
+    OpRule("Expand", trace_expand, since=8, law=Law.MOVE, guard=moves_by_channels),
+    OpRule("DepthToSpace", trace_depth_to_space),
+    OpRule("SpaceToDepth", trace_space_to_depth, law=Law.MOVE),
+)

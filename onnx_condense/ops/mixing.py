@@ -1,0 +1,114 @@
+"""Ops that combine the elements along an axis: barriers where that is the channel axis, carriers where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, register
+from onnx_condense.plan import ConstantUse, Operand
+
+NORMALISED = "normalised over the channels"
+SORTED = "ordered, summed up or searched along the channels"
+RECURRENT = "read by a recurrent layer"
+ATTENTION = "read by an attention op"
+CONTROL = "read by control flow"
+PARAMETERS = "normalised with computed parameters"
+UNKNOWN_RANK = "shape not known"
+
+Axes = Callable[[Call, int], range | tuple[int, ...]]
+"""Which axes an op combines, for an operand of some rank."""
+
+
+def _one(default: int) -> Axes:
+    """The `axis` attribute alone."""
+    return lambda call, rank: (call.attributes.get("axis", default) % rank,)
+
+
+def _from(default: int) -> Axes:
+    """The `axis` attribute and all behind it."""
+    return lambda call, rank: range(call.attributes.get("axis", default) % rank, rank)
+
+
+def _over(axes: Axes, reason: str) -> Callable[[Call], Effect]:
+    """The trace of an op that combines some axes: labels on others pass."""
+
+    def trace(call: Call) -> Effect:
+        x = call.operands[0]
+        if x is None or x.labels is None:
+            return Effect(None)
+        if not x.labels.ndim or len(x.shape or ()) != x.labels.ndim:
+            return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
+        if any(x.labels.shape[axis] > 1 for axis in axes(call, x.labels.ndim)):
+            return Effect(None, pins=((x.labels, reason),))
+        if x.labels.size == 1:
+            return Effect(None, pins=((x.labels, reason),))
+        return Effect(x.labels)
+
+    return trace
+
+
+def _barrier(reason: str) -> Callable[[Call], Effect]:
+    """The trace of an op that lets nothing pass."""
+
+    def trace(call: Call) -> Effect:
+        found = [v.labels for v in call.operands if v is not None and v.labels is not None]
+        return Effect(None, pins=tuple((labels, reason) for labels in found))
+
+    return trace
+
+
+def trace_instance(call: Call) -> Effect:
+    """InstanceNormalization: every channel by itself, then a factor and a shift per channel."""
+    x = call.operands[0]
+    if x is None or x.labels is None:
+        return Effect(None)
+    size = x.labels.shape[1] if x.labels.ndim > 2 else 0
+    if size != x.labels.size or size < 2:
+        return Effect(None, pins=((x.labels, NORMALISED),))
+    parameters = call.operands[1:3]
+    if any(p is None or p.constant is None or p.constant.shape != (size,) for p in parameters):
+        return Effect(None, pins=((x.labels, PARAMETERS),))
+    line = x.labels.reshape(-1)
+    return Effect(x.labels, constants=tuple(ConstantUse(Operand(call.index, i), line) for i in (1, 2)))
+
+
+register(
+    OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True),
+    *(
+        OpRule(op, _over(_from(1), NORMALISED), until=12, law=Law.ANY, per_channel=True)
+        for op in ("Softmax", "LogSoftmax", "Hardmax")
+    ),
+    *(
+        OpRule(op, _over(_one(-1), NORMALISED), since=13, law=Law.ANY, per_channel=True)
+        for op in ("Softmax", "LogSoftmax", "Hardmax")
+    ),
+    OpRule("LpNormalization", _over(_one(-1), NORMALISED), law=Law.ANY, per_channel=True),
+    *(OpRule(op, _barrier(NORMALISED)) for op in ("LRN", "MeanVarianceNormalization", "GroupNormalization")),
+    *(OpRule(op, _barrier(NORMALISED)) for op in ("LayerNormalization", "RMSNormalization")),
+    *(
+        OpRule(op, _barrier(NORMALISED), domain="com.microsoft")
+        for op in (
+            "SkipLayerNormalization",
+            "SimplifiedLayerNormalization",
+            "SkipSimplifiedLayerNormalization",
+            "GroupNorm",
+        )
+    ),
+    *(
+        OpRule(op, _barrier(SORTED))
+        for op in ("ArgMax", "ArgMin", "TopK", "CumSum", "NonMaxSuppression", "Unique", "NonZero")
+    ),
+    *(OpRule(op, _barrier(RECURRENT)) for op in ("LSTM", "GRU", "RNN")),
+    OpRule("Attention", _barrier(ATTENTION)),
+    *(
+        OpRule(op, _barrier(ATTENTION), domain="com.microsoft")
+        for op in (
+            "Attention",
+            "MultiHeadAttention",
+            "GroupQueryAttention",
+            "RotaryEmbedding",
+            "EmbedLayerNormalization",
+        )
+    ),
+    *(OpRule(op, _barrier(CONTROL)) for op in ("If", "Loop", "Scan")),
+)
