@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -78,21 +79,27 @@ class Point:
 
 
 def greedy_path(
-    curves: Sequence[SpaceCurve], total: int, saving: Callable[[Sequence[int], int, int], int]
+    curves: Sequence[SpaceCurve],
+    total: int,
+    saving: Callable[[Sequence[int], int, int], int],
+    start: Sequence[int] | None = None,
+    frozen: AbstractSet[int] = frozenset(),
 ) -> list[Point]:
     """Stops from dense to as small as can be; each narrows one space by one step.
 
     Args:
         curves: one per space.
-        total: parameters now.
+        total: parameters at the start.
         saving: parameters saved by (widths, space, new width); see `cost.WidthCosts.saving`.
+        start: widths to start from instead of the dense ones.
+        frozen: spaces that keep theirs.
     """
     predicted = [c.predicted() for c in curves]
-    widths = [c.width for c in curves]
-    squared = [0.0] * len(curves)
-    path = [Point(tuple(widths), 0.0, total)]
+    widths = [c.width for c in curves] if start is None else list(start)
+    squared = [float(p[c.width - w]) for p, c, w in zip(predicted, curves, widths, strict=True)]
+    path = [Point(tuple(widths), math.sqrt(sum(squared)), total)]
     while True:
-        best = _best_step(curves, predicted, widths, squared, saving)
+        best = _best_step(curves, predicted, widths, squared, saving, frozen)
         if best is None:
             return path
         space, width, saved = best
@@ -107,9 +114,12 @@ def _best_step(
     widths: Sequence[int],
     squared: Sequence[float],
     saving: Callable[[Sequence[int], int, int], int],
+    frozen: AbstractSet[int],
 ) -> tuple[int, int, int] | None:
     best, rate = None, -1.0
     for i, curve in enumerate(curves):
+        if i in frozen:
+            continue
         step = max(1, round(STEP * widths[i]))
         while widths[i] > curve.least:
             width = curve.narrower(widths[i], step)
@@ -126,15 +136,17 @@ def _best_step(
     return best
 
 
-def search(path: Sequence[Point], measure: Callable[[int], float], tolerance: float) -> int:
+def search(
+    path: Sequence[Point], measure: Callable[[int], float], tolerance: float, limit: int = MAX_MEASUREMENTS
+) -> int:
     """The furthest stop whose measured error is within the tolerance, or one that comes CLOSE to it.
 
-    Narrows a bracket by interpolating measured against predicted error, at most MAX_MEASUREMENTS times. Stop 0 is
-    the dense network and needs no measurement; any other answer was measured.
+    Narrows a bracket by interpolating measured against predicted error, at most `limit` times. Stop 0 is known to
+    be within the tolerance; any other answer was measured.
     """
     low, high = 0, len(path)
     error_low, error_high = 0.0, math.inf
-    for count in range(MAX_MEASUREMENTS):
+    for count in range(limit):
         if high - low <= 1 or (low and _gap(path, low, high) < NARROW):
             break
         guess = _guess(path, tolerance, (low, error_low), (high, error_high), count)

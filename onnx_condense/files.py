@@ -169,7 +169,9 @@ def _with_weights_beside(
         return copy
     with _new_file_beside(path) as temporary:
         digits = _write_weights(moved, temporary)
-        target = path.with_name(f"{path.stem}.{digits}.data")
+        # ONNX takes two dots in a row for a way out of the folder, wherever they stand.
+        stem = re.sub(r"\.{2,}", ".", path.stem)
+        target = path.with_name(f"{stem}.{digits}.data")
         if not _is_there(temporary, target):
             _put(temporary, target)
             undo.callback(target.unlink, missing_ok=True)

@@ -80,10 +80,11 @@ def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Rep
     )
 
 
-def why_unchanged(view: ChannelView, goal: Goal) -> Reason:
+def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
     """Why no narrower network was found."""
     if not view.spaces:
-        return Reason("nothing-found", "no Gemm or MatMul with a stored weight and an input of known rank was found")
+        text = "no Conv, Gemm or MatMul with a stored weight and an input of known rank was found"
+        return Reason("nothing-found", text + _hint(network))
     if not any(s.reducible for s in view.spaces):
         return Reason("nothing-free", "no hidden layer can be narrowed: every channel is pinned (see refusals)")
     if goal.lossless:
@@ -91,6 +92,20 @@ def why_unchanged(view: ChannelView, goal: Goal) -> Reason:
     if goal.tolerance is None:
         return Reason("nothing-smaller", "no narrower network has fewer parameters")
     return Reason("tolerance", f"no channel can go within tolerance {goal.tolerance}")
+
+
+def _hint(network: Network) -> str:
+    """What may have hidden the layers of a network that has none, and what to do about it."""
+    ops = {(node.domain, node.op) for node in network.nodes}
+    if any(name in network.overridable for node in network.nodes for name in node.inputs[1:]):
+        return "; its weights are inputs that callers may override: export it without (keep_initializers_as_inputs)"
+    if any(op.startswith(("Quantize", "Dequantize", "QLinear")) or op.endswith("Integer") for _, op in ops):
+        return "; it is quantized: condense the network that it was made from, quantize after"
+    if any(domain.startswith("com.microsoft") for domain, _ in ops):
+        return "; it was optimized by ONNX Runtime: give the network that it was made from"
+    if ops & network.functions:
+        return "; its layers lie in functions of its own: inline them (onnx.inliner)"
+    return ""
 
 
 def file_size(network: Network) -> int:

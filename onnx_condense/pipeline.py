@@ -33,7 +33,7 @@ from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import CPU, Feed, Runtime, limited_threads
 from onnx_condense.spaces import find_spaces
 from onnx_condense.verify import check_graph, check_numbers, rounding_level
-from onnx_condense.widths import choose, find_path, width_multiple
+from onnx_condense.widths import Widths, width_multiple
 
 # Samples per pass: moments want at most 1024 rows, large inputs fewer.
 MAX_ROWS = 1024
@@ -159,7 +159,7 @@ class _Run:
         self.runtime.session(self.dense)
         plan = lossless_plan(self.network, self.view)
         if not plan.selections:
-            return self._unchanged(why_unchanged(self.view, self.goal))
+            return self._unchanged(why_unchanged(self.network, self.view, self.goal))
         inlined(self.network)  # refuses what is too large before any work is done
         feeds = draw_feeds(self.network.proto.graph, self.goal.seed)
         samples = load_samples(feeds, input_specs(self.network.proto.graph))
@@ -246,7 +246,6 @@ class _Run:
             return None
         self.progress("probing spaces", 0.3)
         hunter = Judge(self.dense, samples, search, self.runtime, _rows(self.network, samples, search))
-        path = find_path(fitter, hunter)
         done = 0.35
 
         def measuring() -> None:
@@ -255,7 +254,7 @@ class _Run:
             self.progress("searching widths", min(done, 0.75))
 
         wanted = (self.goal.keep or 0.0) * self.parameters
-        at = choose(path, fitter, hunter, self.goal, wanted, measuring)
+        path, at = Widths(fitter, hunter, self.goal, wanted, measuring).find()
         self.progress("refitting", 0.75)
         fitter.use_all(search)
         back_offs = 0
@@ -308,7 +307,7 @@ class _Run:
             text = f"--keep {keep} can't be reached" + ("" if gate is None else f" within --tolerance {gate}")
             shares = [c.parameters / self.parameters for c in candidates]
             if not shares:
-                raise BudgetError("keep", f"{text}: {why_unchanged(self.view, self.goal).text}")
+                raise BudgetError("keep", f"{text}: {why_unchanged(self.network, self.view, self.goal).text}")
             raise BudgetError("keep", f"{text}: the smallest share is {_up(min(shares))}")
         return small
 
@@ -329,7 +328,7 @@ class _Run:
                 )
                 return self._answer(candidate.model, candidate.plans, report)
         if slow is None:
-            return self._unchanged(why_unchanged(self.view, self.goal))
+            return self._unchanged(why_unchanged(self.network, self.view, self.goal))
         text = f"the condensed network was measured slower at batch {slow.batch} ({slow.speedup:.2f}x); "
         text += "--allow-slower takes it all the same"
         if self.goal.keep is not None:

@@ -1,7 +1,8 @@
-"""How wide every space becomes: a path from dense to tiny, and the stop on it that the goal asks for."""
+"""How wide every space becomes: paths from dense to tiny, and the stop that the goal asks for."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,22 +17,103 @@ from onnx_condense.plan import ChannelSpace, ChannelView
 CONFIDENCE = 0.95
 # Every space is probed alone with these shares of its channels gone.
 PROBES = (0.5, 0.85)
+# Widths are multiples of what runs well; where no such width will do, of less.
+COARSER = (1, 2, 8)
+# A size that is undershot by more asks for finer steps too.
+UNDERSHOT = 0.9
+# Where one space ends the path the others go on, so many times, with so many measurements each, until close.
+FILLS, MEASUREMENTS, CLOSE = 3, 4, 0.9
 
 
-def find_path(fitter: Fitter, hunter: Judge) -> list[budget.Point]:
-    """Probe every space alone, then join the curves into one path; widths as in `fitter.spaces`."""
-    network, view = fitter.network, fitter.view
-    costs = WidthCosts(network, view)
-    at = {s.name: i for i, s in enumerate(view.spaces)}
+class Widths:
+    """Chooses widths for one fitter.
 
-    def saving(widths: Sequence[int], space: int, width: int) -> int:
-        every = [s.width for s in view.spaces]
-        for s, w in zip(fitter.spaces, widths, strict=True):
-            every[at[s.name]] = w
-        return costs.saving(every, at[fitter.spaces[space].name], width)
+    Args:
+        fitter: makes the networks; hunter: measures them, its upper confidence bound has to meet the tolerance.
+        goal: tolerance, size, or both; a size out of reach gives the smallest that is in reach.
+        wanted: parameters to stay within if a size is asked for.
+        measuring: called before each measurement.
+    """
 
-    curves = [_curve(fitter, i, hunter) for i in range(len(fitter.spaces))]
-    return budget.greedy_path(curves, count_parameters(network.proto), saving)
+    def __init__(
+        self, fitter: Fitter, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]
+    ) -> None:
+        self._fitter, self._hunter, self._goal = fitter, hunter, goal
+        self._wanted, self._measuring = wanted, measuring
+        self._errors: dict[tuple[int, ...], float] = {}
+        self._total = count_parameters(fitter.network.proto)
+        self._costs = WidthCosts(fitter.network, fitter.view)
+        at = {s.name: i for i, s in enumerate(fitter.view.spaces)}
+        self._places = [at[s.name] for s in fitter.spaces]
+        self._curves = [_curve(fitter, i, hunter) for i in range(len(fitter.spaces))]
+
+    def find(self) -> tuple[list[budget.Point], int]:
+        """A path, and the stop on it that the goal asks for."""
+        path, at = self._found(1)
+        for part in COARSER[1:]:
+            if not self._wants_finer(path[at], at) or all(c.multiple == 1 for c in self._curves):
+                break
+            path, at = self._found(part)
+        return self._filled(path, at) if self._goal.keep is None else (path, at)
+
+    def _found(self, part: int) -> tuple[list[budget.Point], int]:
+        curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
+        path = budget.greedy_path(curves, self._total, self._saving)
+        return path, self._stop(path)
+
+    def _wants_finer(self, stop: budget.Point, at: int) -> bool:
+        return at == 0 or (self._goal.keep is not None and stop.parameters < UNDERSHOT * self._wanted)
+
+    def _saving(self, widths: Sequence[int], space: int, width: int) -> int:
+        every = [s.width for s in self._fitter.view.spaces]
+        for place, w in zip(self._places, widths, strict=True):
+            every[place] = w
+        return self._costs.saving(every, self._places[space], width)
+
+    def _stop(self, path: Sequence[budget.Point]) -> int:
+        """The furthest within the tolerance, or the first small enough."""
+        last = len(path) - 1
+        reachable = last if self._goal.tolerance is None else budget.search(path, self._measure(path), self._tolerance)
+        if self._goal.keep is None:
+            return reachable
+        at = next((i for i, p in enumerate(path) if p.parameters <= self._wanted), last)
+        # The path leaves out biases that the refit adds.
+        while 0 < at < reachable and self._parameters(path[at]) > self._wanted:
+            at += 1
+        return min(at, reachable)
+
+    @property
+    def _tolerance(self) -> float:
+        return self._goal.tolerance or 0.0
+
+    def _measure(self, path: Sequence[budget.Point]) -> Callable[[int], float]:
+        def measure(at: int) -> float:
+            widths = path[at].widths
+            if widths not in self._errors:
+                self._measuring()
+                _, model = self._fitter.plan(widths, sequential=self._fitter.light)
+                self._errors[widths] = self._hunter.measure(model).upper(CONFIDENCE, self._goal.seed)
+            return self._errors[widths]
+
+        return measure
+
+    def _filled(self, path: list[budget.Point], at: int) -> tuple[list[budget.Point], int]:
+        """Go on from a stop with the spaces that did not end the path."""
+        frozen: set[int] = set()
+        for _ in range(FILLS):
+            if not 0 < at < len(path) - 1 or self._errors.get(path[at].widths, 0.0) > CLOSE * self._tolerance:
+                break
+            pairs = zip(path[at].widths, path[at + 1].widths, strict=True)
+            frozen |= {i for i, (now, then) in enumerate(pairs) if now != then}
+            start = path[at]
+            more = budget.greedy_path(self._curves, start.parameters, self._saving, start.widths, frozen)
+            path = [*path[:at], *more]
+            at += budget.search(more, self._measure(more), self._tolerance, MEASUREMENTS)
+        return path, at
+
+    def _parameters(self, stop: budget.Point) -> int:
+        _, model = self._fitter.plan(stop.widths, sequential=False)
+        return count_parameters(model)
 
 
 def _curve(fitter: Fitter, index: int, hunter: Judge) -> budget.SpaceCurve:
@@ -53,43 +135,3 @@ def width_multiple(network: Network, view: ChannelView, space: ChannelSpace) -> 
     around = [network.nodes[view.linear[i].weight.node] for i in (*space.writers, *space.readers)]
     rules = [ops.find(n.domain, n.op, n.opset) for n in around]
     return math.lcm(*(rule.multiple for rule in rules if rule is not None))
-
-
-def choose(
-    path: Sequence[budget.Point],
-    fitter: Fitter,
-    hunter: Judge,
-    goal: Goal,
-    wanted: float,
-    measuring: Callable[[], None],
-) -> int:
-    """The stop on the path that the goal asks for: the furthest within the tolerance, or the first small enough.
-
-    Args:
-        path: as from `find_path`.
-        fitter: makes the networks.
-        hunter: measures them; its upper confidence bound has to meet the tolerance.
-        goal: tolerance, size, or both; a size out of reach gives the smallest that is in reach.
-        wanted: parameters to stay within if a size is asked for.
-        measuring: called before each measurement.
-    """
-
-    def measure(at: int) -> float:
-        measuring()
-        _, model = fitter.plan(path[at].widths, sequential=fitter.light)
-        return hunter.measure(model).upper(CONFIDENCE, goal.seed)
-
-    last = len(path) - 1
-    reachable = last if goal.tolerance is None else budget.search(path, measure, goal.tolerance)
-    if goal.keep is None:
-        return reachable
-    at = next((i for i, p in enumerate(path) if p.parameters <= wanted), last)
-    # The path leaves out biases that the refit adds.
-    while 0 < at < reachable and _parameters(fitter, path[at]) > wanted:
-        at += 1
-    return min(at, reachable)
-
-
-def _parameters(fitter: Fitter, stop: budget.Point) -> int:
-    _, model = fitter.plan(stop.widths, sequential=False)
-    return count_parameters(model)

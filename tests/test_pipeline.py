@@ -222,7 +222,7 @@ def test_too_few_samples_ask_for_more() -> None:
 
 
 def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = [1.8, 1.8]
+    verdicts = [9.0, 1.8]
 
     class Strict(Judge):
         """Says no to the first candidates that come for verification."""

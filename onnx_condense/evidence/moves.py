@@ -6,6 +6,7 @@ ties together (the groups of a split axis, the operands of a join along another 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -127,16 +128,20 @@ def _values(
 
 
 def _of_many(known: Known, axis: int, came: IntArray, tied: Mapping[int, tuple[int, ...]], table: Values) -> Values:
-    """Channels that are made of several: equal ones make equal ones, nothing else is claimed."""
+    """Channels that are made of several, s_i v_i + o_i: with s = L u that is L (u_i v_i + o_i / L), a multiple by L."""
     sources = [tied.get(mark, (mark,)) for mark in came.tolist()]
     longest = max(map(len, sources))
     if any(len(s) != longest or 0 in s for s in sources):
         return exact(axis, known.fresh(len(came)))
     at: IntArray = np.array(sources)
-    rows = np.concatenate([table.scale[at], table.offset[at]], axis=1)
-    noise = np.concatenate([table.scale_noise[at], table.offset_noise[at]], axis=1)
+    unit, blur, length = directions(table.scale[at], table.scale_noise[at])
+    scale = np.where(length == 0, 1.0, length)
+    slack = np.linalg.norm(table.scale_noise[at], axis=1)
+    shift = table.offset[at] / scale[:, None]
+    shift_noise = (table.offset_noise[at] + np.abs(shift) * slack[:, None]) / np.abs(scale)[:, None]
     keys = np.concatenate([table.classes[at], _occurrence(came)[:, None]], axis=1)
-    return exact(axis, known.group(keys, rows, noise))
+    classes = known.group(keys, np.c_[unit, shift], np.c_[blur, shift_noise])
+    return dataclasses.replace(exact(axis, classes, scale), scale_noise=slack)
 
 
 def _occurrence(numbers: IntArray) -> IntArray:

@@ -236,7 +236,7 @@ def _spared(view: ChannelView, keep: BoolArray, multiples: Mapping[str, int]) ->
     for space in view.spaces:
         gone = space.channels[~(space.pinned | keep[space.channels])]
         missing = -(space.width - len(gone)) % multiples.get(space.name, 1)
-        if missing < len(gone):
+        if missing <= len(gone):
             spared[gone[:missing]] = True
     return spared
 

@@ -12,6 +12,7 @@ SORTED = "ordered, summed up or searched along the channels"
 RECURRENT = "read by a recurrent layer"
 ATTENTION = "read by an attention op"
 CONTROL = "read by control flow"
+QUANTIZED = "quantized; condense first, quantize after"
 PARAMETERS = "normalised with computed parameters"
 UNKNOWN_RANK = "shape not known"
 
@@ -72,6 +73,10 @@ def trace_instance(call: Call) -> Effect:
     return Effect(x.labels, constants=tuple(ConstantUse(Operand(call.index, i), line) for i in (1, 2)))
 
 
+_QUANTIZED = """
+ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear
+"""
+
 register(
     OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True),
     *(
@@ -111,4 +116,5 @@ register(
         )
     ),
     *(OpRule(op, _barrier(CONTROL)) for op in ("If", "Loop", "Scan")),
+    *(OpRule(op, _barrier(QUANTIZED)) for op in _QUANTIZED.split()),
 )

@@ -1,0 +1,103 @@
+"""Where widths stop: multiples that run well first, finer ones where these will not do, and redundant ones spared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from convnets import network
+from onnx import helper
+
+from onnx_condense import condense, pipeline
+from onnx_condense.budget import SpaceCurve, greedy_path, search
+from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.model import Network
+from onnx_condense.spaces import find_spaces
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline._Run, "_time", lambda *_: [])
+
+
+Array = Any
+NODE = helper.make_node
+PASS = [NODE("Identity", ["z"], ["h"])]
+
+
+def mixed(width: int, rank: int) -> onnx.ModelProto:
+    """A Conv whose last rows are mixes of the first ones, nothing but linear behind it."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((rank, 3, 3, 3))
+    mixes = rng.standard_normal((width - rank, rank)) / rank**0.5
+    w = np.concatenate([rows, np.einsum("ij,jklm->iklm", mixes, rows)])
+    return network(PASS, reader={}, shape=["N", 3, 8, 8], w=w, b=np.zeros(width))
+
+
+@pytest.mark.parametrize(("width", "rank", "stop"), [(16, 12, 12), (24, 11, 16), (32, 24, 24)])
+def test_the_widest_steps_that_meet_the_tolerance_are_taken(width: int, rank: int, stop: int) -> None:
+    """Multiples of 8 if one is within the tolerance, else of 4, else any."""
+    x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
+    found = condense(mixed(width, rank), calibration=x, tolerance=1e-3, threads=1, allow_slower=True)
+    assert found.report.spaces[0].after == stop
+
+
+def test_a_size_that_coarse_steps_undershoot_is_met_by_finer_ones() -> None:
+    x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
+    proto = mixed(16, 16)
+    found = condense(proto, calibration=x, keep=0.8, threads=1, allow_slower=True)
+    assert found.report.spaces[0].after == 12
+
+
+def copies(width: int, extra: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    w, b = rng.standard_normal((width - extra, 3, 3, 3)), rng.standard_normal(width - extra)
+    return network(
+        [NODE("Relu", ["z"], ["h"])],
+        reader={},
+        w=np.concatenate([w, 2 * w[:extra]]),
+        b=np.concatenate([b, 2 * b[:extra]]),
+    )
+
+
+@pytest.mark.parametrize(("width", "extra", "left"), [(16, 1, 16), (16, 8, 8), (24, 9, 16), (20, 3, 17), (20, 4, 16)])
+def test_redundant_channels_are_spared_up_to_the_next_multiple(width: int, extra: int, left: int) -> None:
+    """17 of 20: there are not enough redundant ones to reach 24."""
+    view = find_spaces(Network(copies(width, extra)))
+    plan = lossless_plan(Network(copies(width, extra)), view, {view.spaces[0].name: 8})
+    kept = {s.space: len(s.keep) for s in plan.selections}.get(view.spaces[0].name, width)
+    assert kept == left
+
+
+def curve(errors: list[float], multiple: int = 1) -> SpaceCurve:
+    local = np.array([0.0, *errors])
+    return SpaceCurve(len(errors) + 1, 1, local, ((1, errors[0]), (len(errors), errors[-1])), multiple)
+
+
+def test_a_path_goes_on_without_frozen_spaces() -> None:
+    def saving(widths: Any, space: int, width: int) -> int:
+        return int(widths[space]) - width
+
+    curves = [curve([1e-4, 1e-3, 1e-2]), curve([1e-1, 1.0, 10.0])]
+    whole = greedy_path(curves, 8, saving)
+    rest = greedy_path(curves, 6, saving, start=(2, 4), frozen={1})
+    assert [p.widths for p in rest] == [(2, 4), (1, 4)]
+    assert rest[0].error == pytest.approx(next(p.error for p in whole if p.widths == (2, 4)))
+    assert [p.widths for p in greedy_path(curves, 6, saving, start=(2, 4), frozen={0})][1:] == [(2, 3), (2, 2), (2, 1)]
+
+
+def test_a_search_keeps_to_its_limit() -> None:
+    path = greedy_path([curve(list(np.geomspace(1e-6, 1.0, 99)))], 100, lambda w, s, n: int(w[s]) - n)
+    asked: list[int] = []
+
+    def measure(at: int) -> float:
+        asked.append(at)
+        return path[at].error ** 3
+
+    free = search(path, measure, 1e-4)
+    needed = len(asked)
+    asked.clear()
+    assert search(path, measure, 1e-4, 1) <= free
+    assert len(asked) == 1 < needed
