@@ -143,6 +143,8 @@ def test_a_shape_stays_right_when_channels_go(data: st.DataObject) -> None:
     own = {i: a for a, n in enumerate(before) for i, m in enumerate(names) if m == n and data.draw(st.booleans())}
     shape = stored(*names)
     if data.draw(st.booleans()):
+        # A size that gets lost on the way is one that somebody reads, which is another rule's business.
+        own = {i: a for i, a in own.items() if i not in hidden}
         shape = computed(*(None if i in hidden else Size("x", own[i]) if i in own else n for i, n in enumerate(names)))
     else:
         own = {}
@@ -150,7 +152,8 @@ def test_a_shape_stays_right_when_channels_go(data: st.DataObject) -> None:
     sizes = tuple(n if a == axis or data.draw(st.booleans()) else None for a, n in enumerate(before))
     result = tuple(n if data.draw(st.booleans()) else None for n in after)
     effect = traced("Reshape", sizes, labels, result, shape)
-    if effect.output is None:
+    # Channels that are tied can't go one by one: see test_ops_join.
+    if effect.output is None or effect.ties:
         return
     marks = np.arange(math.prod(before)).reshape(before)
     np.testing.assert_array_equal(np.broadcast_to(effect.output, after), np.broadcast_to(labels, before).reshape(after))

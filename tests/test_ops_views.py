@@ -234,11 +234,6 @@ def test_a_view_by_its_own_sizes(symbol: int | str) -> None:
 
 
 SPLITS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
-    "heads": (
-        [NODE("Reshape", ["a", "to"], ["p"], name="cut"), NODE("Reshape", ["p", "back"], ["h"])],
-        {"to": np.array([-1, 3, 6]), "back": np.array([-1, 18])},
-        layout.NOT_WHOLE,
-    ),
     "computed shape": (
         [NODE("Shape", ["x"], ["s"]), NODE("Gather", ["s", "i"], ["n"]), NODE("Concat", ["n", "c"], ["to"], axis=0),
          NODE("Reshape", ["a", "to"], ["h"], name="cut")],

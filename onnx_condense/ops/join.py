@@ -59,14 +59,14 @@ def _joined(call: Call, axis: int, values: Sequence[Value], labels: Sequence[Int
 
 def _side_by_side(labels: Sequence[IntArray]) -> Effect:
     """Along another axis; an operand without channels pins those of the others."""
-    wide = [one for one in labels if one.size > 1]
-    if len({one.shape for one in wide}) > 1:
+    if len({one.shape for one in labels if one.size > 1}) > 1:
         return _all_pinned(labels, SPREAD)
     if any(one.size == 1 and one.item() != PINNED for one in labels):
         return _all_pinned(labels, ONE_LABEL)
-    first = wide[0]
-    ties = tuple((first, np.broadcast_to(one, first.shape)) for one in labels if one is not first)
-    return Effect(first, ties=ties)
+    # A tensor joined with itself is tied to itself: what comes out is not what went in.
+    at = next(i for i, one in enumerate(labels) if one.size > 1)
+    others = [np.broadcast_to(one, labels[at].shape) for i, one in enumerate(labels) if i != at]
+    return Effect(labels[at], ties=tuple((labels[at], other) for other in others))
 
 
 def _rank(value: Value) -> int | None:
@@ -225,19 +225,16 @@ def _image_channels(x: Value) -> IntArray | None:
     return labels.reshape(-1) if fits and labels is not None else None
 
 
-def law_of(op: str, call: Call) -> Law:
-    """The law of one node of this module or of `pick`, whose own records say what holds on whatever axis.
+def selects(op: str, call: Call) -> bool:
+    """Whether a node of this module or of `pick` works along the channels' axis and no other.
 
-    SELECT where the node works along the channels' axis and no other; else what its record says.
+    Then channels stay as they are (Law.SELECT), while the records say what is true on whatever axis.
     """
     x = call.operands[0]
     if op not in _AXES or x is None or x.labels is None:
-        return Law.ANY
-    rank = x.labels.ndim
-    axes, own = _AXES[op](call, rank), _varying(x.labels)
-    others = None if axes is None else set(axes) - set(own)
-    selects = bool(own) and others == set()
-    return Law.SELECT if selects else (Law.ANY if op == "Concat" else Law.MOVE)
+        return False
+    axes, own = _AXES[op](call, x.labels.ndim), _varying(x.labels)
+    return bool(own) and axes is not None and set(axes) <= set(own)
 
 
 def _by_attribute(default: int) -> Callable[[Call, int], tuple[int, ...] | None]:
@@ -259,12 +256,13 @@ _AXES: dict[str, Callable[[Call, int], tuple[int, ...] | None]] = {
 }
 
 register(
+    # Along another axis its ties tell that a channel is made of several.
     OpRule("Concat", trace_concat, law=Law.SELECT),
     OpRule("Split", trace_split_by_attribute, since=2, until=12, law=Law.MOVE),
     OpRule("Split", trace_split, since=13, law=Law.MOVE, guard=moves_by_channels),
     # Before that it repeats one axis, by operands of other meaning.
     OpRule("Tile", trace_tile, since=6, law=Law.MOVE, guard=moves_by_channels),
     OpRule("Expand", trace_expand, since=8, law=Law.MOVE, guard=moves_by_channels),
-    OpRule("DepthToSpace", trace_depth_to_space),
+    OpRule("DepthToSpace", trace_depth_to_space, law=Law.MOVE),
     OpRule("SpaceToDepth", trace_space_to_depth, law=Law.MOVE),
 )

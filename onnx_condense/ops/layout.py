@@ -125,11 +125,8 @@ def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Blo
     parts = labels.reshape(-1)[rows]
     output = parts[0].reshape([1 if axis in outer else n for axis, n in enumerate(grid.shape)])
     effect = _following(call, x, names, after, output)
-    if effect.output is None:
-        return effect
     ties = ((np.broadcast_to(parts[:1], parts.shape), parts),)
-    # As `outputs`: a channel of the result is made of several of the operand, so no law of moves holds.
-    return dataclasses.replace(effect, output=None, ties=ties, outputs=(output,))
+    return effect if effect.output is None else dataclasses.replace(effect, ties=ties)
 
 
 def trace_shape(call: Call) -> Effect:
