@@ -179,6 +179,7 @@ class Fitter:
                 keep = np.setdiff1d(np.arange(space.width), elimination.order[:removed])
                 selections.append(Selection(space.name, keep))
                 errors[space.name] = float(np.sqrt(elimination.cost[removed]))
+        selections = self._without_empty_parts(selections)
         gone = Plan("fitted", tuple(selections), ()).dropped(self.view.spaces)
         touched = [r for r in self._readers if np.isin(r.labels, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
@@ -195,6 +196,21 @@ class Fitter:
                 plan = dataclasses.replace(plan, updates=_ordered(updates))
                 condensed = apply_plan(self.network, self.view, plan)
         return plan, condensed
+
+    def _without_empty_parts(self, selections: Sequence[Selection]) -> list[Selection]:
+        """Where a tensor would lose all its channels the one that went last stays."""
+        result = list(selections)
+        for part in self.view.parts:
+            gone = Plan("fitted", tuple(result), ()).dropped(self.view.spaces)
+            if not gone.issuperset(part.tolist()):
+                continue
+            for space, elimination in zip(self.spaces, self.eliminations, strict=True):
+                last = [p for p in elimination.order.tolist() if space.channels[p] in part][-1:]
+                at = next((j for j, s in enumerate(result) if s.space == space.name), None)
+                if last and at is not None:
+                    result[at] = Selection(space.name, np.sort(np.append(result[at].keep, last)))
+                    break
+        return result
 
     def _refit_stage(
         self,

@@ -182,6 +182,7 @@ class ChannelView:
     sizes: every stored integer that follows the widths.
     shared: indices into `linear` of weight uses that must stay equal, one tuple per stored weight.
     spaces: sorted by the first writer; refusals: every pin with its place.
+    parts: sets of channels of which one has to stay, since some tensor would be empty without them.
     """
 
     labels: Mapping[str, IntArray]
@@ -191,6 +192,7 @@ class ChannelView:
     shared: tuple[tuple[int, ...], ...]
     spaces: tuple[ChannelSpace, ...]
     refusals: tuple[Refusal, ...]
+    parts: tuple[IntArray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

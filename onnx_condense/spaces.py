@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -151,20 +152,38 @@ def find_spaces(network: Network) -> ChannelView:
             union.tie(i, j)
         lone = pairs[(pairs == PINNED).any(axis=1)].max(axis=1)
         tracer.pins.append((lone, FIXED, place))
-    for labels, _, _ in tracer.pins:
-        union.pin(labels)
+    for pinned, _, _ in tracer.pins:
+        union.pin(pinned)
     shared = _tie_shared(network, tracer)
     classes, removable = union.classes(), union.removable()
     spaces = _spaces(network, tracer.linear, classes, removable)
+    labels = {name: np.asarray(removable[found]) for name, found in tracer.labels.items()}
     return ChannelView(
-        labels={name: removable[labels] for name, labels in tracer.labels.items()},
+        labels=labels,
         linear=tuple(_resolved_use(use, removable) for use in tracer.linear),
         constants=tuple(ConstantUse(c.operand, removable[c.labels]) for c in tracer.constants),
         sizes=tuple(_resolved_size(s, removable) for s in tracer.sizes),
         shared=shared,
         spaces=spaces,
         refusals=_refusals(tracer, classes, spaces),
+        parts=_parts(labels, spaces),
     )
+
+
+def _parts(labels: Mapping[str, IntArray], spaces: Sequence[ChannelSpace]) -> tuple[IntArray, ...]:
+    """The channels of every tensor that consists of removable ones only, each set once; whole spaces left out."""
+    whole = {np.unique(s.channels).tobytes() for s in spaces}
+    found: dict[bytes, IntArray] = {}
+    seen: set[tuple[tuple[int, ...], bytes]] = set()
+    for array in labels.values():
+        key = (array.shape, array.tobytes())
+        if key in seen or not array.size:
+            continue
+        seen.add(key)
+        channels = np.unique(array)
+        if channels[0] != PINNED and channels.tobytes() not in whole:
+            found[channels.tobytes()] = channels
+    return tuple(found.values())
 
 
 def _resolved_use(use: LinearUse, removable: IntArray) -> LinearUse:

@@ -6,8 +6,10 @@ import numpy as np
 from mlps import Net, mlp, normal
 
 from onnx_condense.data import input_specs, load
-from onnx_condense.fitting import RIDGES, Fitter
+from onnx_condense.fitting import RIDGES, Fitter, _Part
 from onnx_condense.model import Network
+from onnx_condense.plan import IntArray
+from onnx_condense.reading import Readers
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 
@@ -23,9 +25,12 @@ def test_ridges_are_chosen_on_held_out_samples_also_once_these_are_fitted_on() -
     before, after = make(), make()
     after.use_all(np.arange(20, 60))
     keeps = [np.arange(0, 40, 2), np.arange(0, 30, 2)]
-    chosen = [
-        [f._ridge(readers, keep) for readers, keep in zip(f._readers, keeps, strict=True)] for f in (before, after)
-    ]
+
+    def ridge(fitter: Fitter, readers: Readers, keep: IntArray) -> float:
+        (everything,) = readers.parts()
+        return fitter._ridge(readers, _Part(readers.weight, everything[1], 0, len(keep)), keep)
+
+    chosen = [[ridge(f, r, keep) for r, keep in zip(f._readers, keeps, strict=True)] for f in (before, after)]
     assert chosen[0] == chosen[1]
     assert max(chosen[0]) > RIDGES[0]
 

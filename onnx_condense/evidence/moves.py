@@ -57,7 +57,10 @@ def moved(known: Known, node: Node, rule: ops.OpRule, law: Law) -> Iterator[tupl
     marks, table = _marked(known, node, law)
     if not marks:
         return
-    effect = rule.trace(ops.call_of(known.network, node, marks, known.fresh))
+    call = ops.call_of(known.network, node, marks, known.fresh)
+    if ops.join.selects(node.op, call):
+        law = Law.SELECT
+    effect = rule.trace(call)
     outputs = effect.outputs or (effect.output,) * len(node.outputs)
     tied = _tied(effect.ties)
     for name, output in zip(node.outputs, outputs, strict=True):

@@ -48,6 +48,9 @@ def lossless_plan(network: Network, view: ChannelView, multiples: Mapping[str, i
         merged = finder.merge(stands_for)
     keep = _with_survivors(view, stands_for, finder.live(merged, stands_for))
     spared = _spared(view, keep, multiples or {})
+    for part in view.parts:
+        if not (keep | spared)[part].any():
+            spared[part[0]] = True
     if spared.any():
         stands_for = np.where(spared, np.arange(len(spared)), stands_for)
         merged = finder.merge(stands_for)

@@ -107,7 +107,7 @@ def trace_reshape(call: Call) -> Effect:
 
 
 def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Block]) -> Effect:
-    """A result over several axes of which the channels spread: those of one place on the innermost are tied."""
+    """A result over several axes of which the channels spread: those of one place on one of them are tied."""
     assert x.labels is not None
     refused = Effect(None, pins=((x.labels, NOT_WHOLE),))
     labels = _narrow(x.labels)
@@ -115,10 +115,13 @@ def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Blo
     grid = _reshaped(np.arange(labels.size).reshape(labels.shape), _sizes(labels, x.shape or ()), blocks)
     if sum(n > 1 for n in labels.shape) != 1 or isinstance(grid, str):
         return refused
-    outer = [axis for axis, n in enumerate(grid.shape) if n > 1][:-1]
+    varying = [axis for axis, n in enumerate(grid.shape) if n > 1]
+    # Features become an image: its channels come first. Elsewhere groups or heads do.
+    kept = varying[0] if len(x.shape or ()) == 2 and grid.ndim > 3 else varying[-1]
+    outer = [axis for axis in varying if axis != kept]
     if any(names[axis] is None for axis in outer):
         return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
-    rows = np.unique(grid.reshape(-1, max(grid.shape[outer[-1] + 1 :])), axis=0)
+    rows = np.unique(np.moveaxis(grid, kept, -1).reshape(-1, grid.shape[kept]), axis=0)
     # Rows that share some channels, but not all, would tie neighbours.
     if sum(len(np.unique(row)) for row in rows) > labels.size:
         return refused
