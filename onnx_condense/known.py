@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_condense.errors import ModelError
+from onnx_condense.plan import IntArray
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.shapes import Shape
 
@@ -27,12 +28,14 @@ Array = npt.NDArray[Any]
 class Size:
     """The size of an axis of a tensor, whatever it is when the network runs; size: what it is in the network as it is.
 
-    Two are equal if they are of one axis.
+    Two are equal if they are of one axis. labels: of the axis, for rules, if channels lie along it [size]; of the
+    whole tensor if they lie along others too.
     """
 
     tensor: str
     axis: int
     size: int | str | None = dataclasses.field(default=None, compare=False)
+    labels: IntArray | None = dataclasses.field(default=None, compare=False)
 
 
 Known = tuple[int | Size | None, ...]

@@ -175,6 +175,33 @@ CASES = {
         {"A": ROWS, "D": kernels(3, 8, 1), "E": doubled(kernels(4, 3, 1), (1, 1, 1, 1)), "V": kernels(2, 8)},
         [4, 3],
     ),
+    "squeeze and excite by sizes that the graph reads": Case(
+        [
+            *ONE,
+            NODE("Shape", ["r"], ["sizes"]),
+            NODE("Slice", ["sizes", "zero", "two"], ["flat"]),
+            NODE("GlobalAveragePool", ["r"], ["g"]),
+            NODE("Reshape", ["g", "flat"], ["f"]),
+            NODE("Gemm", ["f", "D"], ["d"], transB=1),
+            relu("d", "dr"),
+            NODE("Gemm", ["dr", "E"], ["e"], transB=1),
+            NODE("Sigmoid", ["e"], ["s"]),
+            NODE("Concat", ["flat", "ones"], ["high"], axis=0),
+            NODE("Reshape", ["s", "high"], ["gate"]),
+            NODE("Mul", ["r", "gate"], ["c"]),
+            READ,
+        ],
+        {
+            "A": ROWS,
+            "D": RNG.standard_normal((3, 8)),
+            "E": doubled(RNG.standard_normal((4, 3)), (1, 1, 1, 1)),
+            "V": kernels(2, 8),
+            "zero": np.array([0]),
+            "two": np.array([2]),
+            "ones": np.array([1, 1]),
+        },
+        [4, 3],
+    ),
     "squeeze and excite, other gates": Case(
         [
             *ONE,
@@ -188,6 +215,21 @@ CASES = {
         [8],
     ),
 }
+
+
+def test_channels_whose_number_lays_out_something_else_stay() -> None:
+    nodes = [
+        NODE("Gemm", ["x", "G"], ["a"], transB=1),
+        relu("a", "r"),
+        NODE("Shape", ["r"], ["sizes"]),
+        NODE("Reshape", ["x", "sizes"], ["also"]),
+        NODE("Gemm", ["r", "H"], ["y"]),
+    ]
+    rows = doubled(RNG.standard_normal((4, 8)))
+    stored = {"G": rows.astype(np.float32), "H": RNG.standard_normal((8, 2)).astype(np.float32)}
+    done = lossless(assembled(nodes, stored, {"x": ("N", 8)}, ends=("y", "also")))
+    assert not done.plan.selections
+    assert any("size is read" in r.reason for r in done.view.refusals)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnx_condense import ops
 from onnx_condense.evidence.laws import CONSTANT, Values, directions, exact
+from onnx_condense.known import Size
 from onnx_condense.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import FloatArray, IntArray
@@ -91,6 +92,11 @@ def _marked(known: Known, node: Node, law: Law) -> tuple[dict[str, IntArray], Va
         table.append(known.beside_zeros(name, x) if law is Law.PADDED else x)
         marks[name] = np.arange(count, count + size).reshape([-1 if a == at else 1 for a in range(labels.ndim)])
         count += size
+    for name in node.inputs:
+        for size in known.network.known(name) or ():
+            # The channels of other tensors whose sizes a shape names: told apart by their sign.
+            if isinstance(size, Size) and size.tensor not in node.inputs and size.tensor in known.labels:
+                marks[size.tensor] = -1 - np.abs(known.labels[size.tensor])
     joined = Values(0, *(np.concatenate([getattr(v, part) for v in table]) for part in PARTS))
     return marks, joined
 
@@ -103,7 +109,8 @@ def _tied(ties: Sequence[tuple[IntArray, IntArray]]) -> Mapping[int, tuple[int, 
     """All marks that are one with each mark, itself among them, in ascending order."""
     members: dict[int, set[int]] = {}
     for a, b in ties:
-        for i, j in zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True):
+        pairs = zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)
+        for i, j in ((i, j) for i, j in pairs if min(i, j) >= 0):
             both = members.get(i, {i}) | members.get(j, {j})
             members.update(dict.fromkeys(both, both))
     return {mark: tuple(sorted(group)) for mark, group in members.items()}

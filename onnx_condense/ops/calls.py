@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
-from onnx_condense.known import Size
+from onnx_condense.known import Known, Size
 from onnx_condense.model import Network, Node
 from onnx_condense.ops.registry import Call, Value
 from onnx_condense.plan import IntArray
 
-# Where these ops read the sizes of their result; their own rules see to it that these stay right.
+# Where these ops read the sizes of their result; their own rules see to it that these stay right: Resize for sizes of
+# the tensor that it resizes, Reshape for any.
 _LAID_OUT = {"Reshape": 1, "Resize": 3}
 
 
@@ -26,7 +28,8 @@ def call_of(network: Network, node: Node, labels: Mapping[str, IntArray], fresh:
     def value(name: str) -> Value | None:
         if not name:
             return None
-        return Value(name, labels.get(name), network.shape(name), network.constant(name), network.known(name))
+        known = _with_labels(network.known(name), labels)
+        return Value(name, labels.get(name), network.shape(name), network.constant(name), known)
 
     return Call(
         index=node.index,
@@ -37,6 +40,20 @@ def call_of(network: Network, node: Node, labels: Mapping[str, IntArray], fresh:
         results=sum(map(bool, node.outputs)),
         wanted=_wanted(network, node) if (node.domain, node.op) == ("", "Shape") else None,
     )
+
+
+def _with_labels(known: Known | None, labels: Mapping[str, IntArray]) -> Known | None:
+    """Sizes of axes along which channels lie know these."""
+    if known is None or not any(isinstance(size, Size) for size in known):
+        return known
+    return tuple(_labelled(size, labels) if isinstance(size, Size) else size for size in known)
+
+
+def _labelled(size: Size, labels: Mapping[str, IntArray]) -> Size:
+    found = labels.get(size.tensor)
+    if found is None or size.axis >= found.ndim or found.shape[size.axis] < 2:
+        return size
+    return dataclasses.replace(size, labels=found.reshape(-1) if found.shape[size.axis] == found.size else found)
 
 
 def _wanted(network: Network, node: Node) -> frozenset[int] | None:
@@ -50,7 +67,8 @@ def _wanted(network: Network, node: Node) -> frozenset[int] | None:
         name = waiting.pop()
         outside = name in network.outputs or name in network.captured
         for reader, position in network.consumers.get(name, ()):
-            if not reader.domain and (position == _LAID_OUT.get(reader.op)) and reader.inputs[0] == node.inputs[0]:
+            same = reader.op == "Reshape" or reader.inputs[0] == node.inputs[0]
+            if not reader.domain and position == _LAID_OUT.get(reader.op) and same:
                 continue
             if network.traces(reader.outputs[0]):
                 waiting += {reader.outputs[0]} - seen

@@ -85,7 +85,28 @@ def trace_squeeze(call: Call) -> Effect:
 
 
 def trace_reshape(call: Call) -> Effect:
-    """Labels move like the elements; a stored number that names the width follows it."""
+    """Labels move like the elements; a stored number that names the width follows it.
+
+    A size of another tensor's channels ties them to those that it names here; elsewhere it keeps them.
+    """
+    effect = _trace_reshape(call)
+    x, shape = call.operands[0], call.operands[1] if len(call.operands) > 1 else None
+    if x is None or shape is None or shape.known is None:
+        return effect
+    output = effect.output
+    after = int(np.argmax(output.shape)) if output is not None and output.size > 1 else -1
+    ties, pins = list(effect.ties), list(effect.pins)
+    for i, entry in enumerate(shape.known):
+        if not isinstance(entry, Size) or entry.tensor == x.name or entry.labels is None:
+            continue
+        if i == after and output is not None and entry.labels.shape == (output.size,):
+            ties.append((entry.labels, output.reshape(-1)))
+        else:
+            pins.append((entry.labels, SIZE_READ))
+    return dataclasses.replace(effect, ties=tuple(ties), pins=tuple(pins))
+
+
+def _trace_reshape(call: Call) -> Effect:
     x = call.operands[0]
     if x is None or x.labels is None:
         return Effect(None)
@@ -335,6 +356,8 @@ def _following(call: Call, x: Value, names: Known, sizes: Shape, output: IntArra
         reason = COMPUTED_SHAPE
     if entry is None:
         reason = COMPUTED_SHAPE
+    elif isinstance(entry, Size) and entry.tensor != x.name and entry.labels is not None:
+        reason = reason or ("" if entry.labels.shape == line.shape else NOT_WHOLE)
     elif isinstance(entry, Size) and (entry != width or not np.array_equal(labels.reshape(-1), line)):
         reason = NOT_WHOLE
     elif isinstance(entry, int) and entry != -1:
