@@ -159,7 +159,10 @@ def _held(network: Network, tracked: Mapping[str, int]) -> frozenset[str]:
         if name
     )
     outside = {network.root(name) for name in (*network.outputs, *network.captured)}
-    return frozenset(r for r, uses in tracked.items() if reads[r] > uses or r in outside)
+    held = {r for r, uses in tracked.items() if reads[r] > uses or r in outside}
+    # What a view is made of stays stored if something else is made of it, or reads it.
+    shared = {r for r in tracked if any(reads[network.root(name)] > 1 for name in network.sources(r)[:1])}
+    return frozenset(held | shared)
 
 
 def _line(labels: IntArray, axis: int) -> IntArray:

@@ -23,7 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_condense.errors import ModelError
 from onnx_condense.external import Source, byte_count, external_tensors
-from onnx_condense.known import Knowledge, Known, ran
+from onnx_condense.known import Knowledge, Known, Size, ran
 from onnx_condense.shapes import Shape, infer
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -109,9 +109,10 @@ class Network:
                 self.consumers.setdefault(name, []).append((node, position))
         self.captured = frozenset[str]().union(*(n.captured for n in self.nodes))
         self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
-        if facts := self._facts():
+        facts, hints = self._facts(), self._hints()
+        if facts or hints:
             # Inference does not work out sizes that the graph computes (of Pad, Reshape): tell it, and look again.
-            self.shapes, self.types = infer(self._with_inside(SMALL), facts)
+            self.shapes, self.types = infer(self._with_inside(SMALL), facts, hints)
             self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
 
     def _facts(self) -> dict[str, npt.NDArray[Any]]:
@@ -131,6 +132,25 @@ class Network:
                 if values is not None and all(isinstance(v, int) for v in values):
                     array = np.array(values, onnx.helper.tensor_dtype_to_np_dtype(kind))
                     found[name] = array.reshape(()) if self.shapes[name] == () else array
+        return found
+
+    def _hints(self) -> list[onnx.ValueInfoProto]:
+        """What partly known shapes say of results whose rank is unknown."""
+        found = []
+        for node in self.nodes:
+            if (
+                node.op != "Reshape"
+                or node.domain
+                or len(node.inputs) < 2
+                or self.shapes.get(node.outputs[0]) is not None
+            ):
+                continue
+            entries, kind = self.known(node.inputs[1]), self.types.get(node.inputs[0])
+            if entries is None or kind is None:
+                continue
+            sizes = [e.size if isinstance(e, Size) else e for e in entries]
+            dims = [n if isinstance(n, str) or (n is not None and n > 0) else None for n in sizes]
+            found.append(onnx.helper.make_tensor_value_info(node.outputs[0], kind, dims))
         return found
 
     def _is_view(self, node: Node) -> bool:

@@ -221,6 +221,9 @@ class _Run:
         if not plan.selections:
             return None
         condensed = apply_plan(self.network, self.view, plan)
+        if count_parameters(condensed) >= self.parameters:
+            self.notes.append("exact merges were given back: they would store copies of weights that are used often")
+            return None
         self._check(self.network, self.view, plan, condensed, proof)
         measured = proof.judge.measure(condensed)
         bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING)

@@ -31,7 +31,9 @@ def infer_shapes(proto: onnx.ModelProto) -> Mapping[str, Shape]:
 
 
 def infer(
-    proto: onnx.ModelProto, facts: Mapping[str, npt.NDArray[Any]] | None = None
+    proto: onnx.ModelProto,
+    facts: Mapping[str, npt.NDArray[Any]] | None = None,
+    hints: Iterable[onnx.ValueInfoProto] = (),
 ) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
     """Shapes and element types of the main graph's tensors as far as they can be known, by name.
 
@@ -41,13 +43,16 @@ def infer(
     Args:
         proto: the network.
         facts: values of computed tensors that are known all the same, by name.
+        hints: what is known of tensors whose shapes inference does not find.
     """
-    facts = facts or {}
-    graph = _inferred(_without_weights(proto, (), facts)).graph
+    facts, hints = facts or {}, list(hints)
+    graph = _inferred(_without_weights(proto, hints, facts)).graph
     found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
     unknown = [v for v in proto.graph.value_info if v.name not in found or _shape(found[v.name]) is None]
     if unknown:
-        graph = _inferred(_without_weights(proto, unknown, facts)).graph
+        told = {v.name for v in hints}
+        unknown = [v for v in unknown if v.name not in told]
+        graph = _inferred(_without_weights(proto, [*hints, *unknown], facts)).graph
         found = {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}
     shapes: dict[str, Shape] = {name: shape for name, v in found.items() if (shape := _shape(v)) is not None}
     types = {n: v.type.tensor_type.elem_type for n, v in found.items() if v.type.HasField("tensor_type")}

@@ -59,7 +59,7 @@ class _Labels:
         self._pinned[low] = self._pinned[low] or self._pinned[high]
 
     def pin(self, labels: IntArray) -> None:
-        for label in np.unique(labels).tolist():
+        for label in set(labels.reshape(-1).tolist()):
             self._pinned[self.root(label)] = True
 
     def pinned(self, labels: IntArray) -> tuple[bool, ...]:
@@ -147,10 +147,11 @@ def find_spaces(network: Network) -> ChannelView:
     tracer.walk()
     union = tracer.union
     for a, b, place in tracer.ties:
-        pairs = np.unique(np.stack([a.reshape(-1), b.reshape(-1)], 1), axis=0)
-        for i, j in pairs[(pairs != PINNED).all(axis=1)].tolist():
-            union.tie(i, j)
-        lone = pairs[(pairs == PINNED).any(axis=1)].max(axis=1)
+        pairs = sorted(set(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)))
+        for i, j in pairs:
+            if PINNED not in (i, j):
+                union.tie(i, j)
+        lone = np.array([max(pair) for pair in pairs if PINNED in pair], np.int64)
         tracer.pins.append((lone, FIXED, place))
     for pinned, _, _ in tracer.pins:
         union.pin(pinned)
@@ -240,7 +241,7 @@ def _spaces(
     for index, use in enumerate(uses):
         if use.rows.size:
             writers.setdefault(home[int(classes[use.rows[0]])], []).append(index)
-        for channel in np.unique(classes[use.columns]).tolist():
+        for channel in set(classes[use.columns].tolist()):
             if channel in home:
                 readers.setdefault(home[channel], set()).add(index)
     spaces = []
@@ -277,7 +278,7 @@ def _refusals(tracer: _Tracer, classes: IntArray, spaces: tuple[ChannelSpace, ..
     owner = {int(c): s.name for s in spaces for c in s.channels}
     found: dict[tuple[str, str, str], set[int]] = {}
     for labels, reason, place in tracer.pins:
-        for channel in np.unique(classes[labels]).tolist():
+        for channel in sorted(set(classes[labels].reshape(-1).tolist())):
             if channel in owner:
                 found.setdefault((place, reason, owner[channel]), set()).add(channel)
     return tuple(Refusal(place, reason, frozenset(c), space) for (place, reason, space), c in found.items())

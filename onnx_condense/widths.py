@@ -35,9 +35,7 @@ class Widths:
         measuring: called before each measurement.
     """
 
-    def __init__(
-        self, fitter: Fitter, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]
-    ) -> None:
+    def __init__(self, fitter: Fitter, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]) -> None:
         self._fitter, self._hunter, self._goal = fitter, hunter, goal
         self._wanted, self._measuring = wanted, measuring
         self._errors: dict[tuple[int, ...], float] = {}

@@ -11,7 +11,9 @@ import onnx
 import pytest
 from builders import lossless
 from convnets import assembled, assert_same
-from onnx import helper
+from onnx import helper, numpy_helper
+
+from onnx_condense import condense
 
 Array = Any
 NODE = helper.make_node
@@ -241,3 +243,41 @@ def test_copies_are_found_exactly(name: str) -> None:
     assert done.widths() == case.widths
     assert_same(proto, done.proto)
     assert not lossless(done.proto).plan.selections
+
+
+def test_a_weight_stored_once_is_not_copied_to_drop_some_of_its_columns() -> None:
+    """Half of one use is read by nobody; cutting it would store the weight twice."""
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["y"]),
+        NODE("MatMul", ["z", "w"], ["s"]),
+        NODE("Slice", ["s", "from", "to", "axes"], ["t"]),
+    ]
+    stored = {"w": RNG.standard_normal((8, 16)).astype(np.float32)}
+    stored |= {"from": np.array([0]), "to": np.array([4]), "axes": np.array([1])}
+    found = condense(assembled(nodes, stored, {"x": ("N", 8), "z": ("N", 8)}, ends=("y", "t")))
+    assert found.report.status == "unchanged"
+    assert any("stored once" in note or "used often" in note for note in found.report.notes)
+
+
+def test_a_partly_known_shape_gives_a_result_its_rank() -> None:
+    """At opset 12 inference finds nothing; what the graph puts together says enough."""
+    nodes = [
+        NODE("Conv", ["x", "A"], ["a"]),
+        NODE("Shape", ["a"], ["sizes"]),
+        NODE("Slice", ["sizes", "from", "to", "from"], ["two"]),
+        NODE("Concat", ["two", "rest"], ["flat"], axis=0),
+        NODE("Reshape", ["a", "flat"], ["r"]),
+        NODE("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
+        NODE("MatMul", ["t", "H"], ["y"]),
+    ]
+    stored = {"A": doubled(kernels(4, 3, 1)).astype(np.float32), "H": RNG.standard_normal((8, 2)).astype(np.float32)}
+    stored |= {"from": np.array([0]), "to": np.array([2]), "rest": np.array([-1])}
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", "hw", 2])],
+        [numpy_helper.from_array(v, n) for n, v in stored.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=7)
+    assert lossless(proto).widths() == [4]

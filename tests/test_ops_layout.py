@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnx_condense.known import Size
 from onnx_condense.ops import Call, Effect, Value, find, layout
-from onnx_condense.plan import IntArray
+from onnx_condense.plan import IntArray, Operand, SizeUse
 from onnx_condense.shapes import Shape
 
 
@@ -88,7 +88,9 @@ def test_labels_move_like_elements(name: str) -> None:
     np.testing.assert_array_equal(np.broadcast_to(effect.output, after), expected)
     assert not effect.pins
     at = int(np.argmax(effect.output.shape))
-    ((size),) = effect.sizes
+    (size,) = effect.sizes
+    assert isinstance(size, SizeUse)
+    assert isinstance(size.operand, Operand)
     assert (size.operand.node, size.operand.position, size.index) == (3, 1, at)
     np.testing.assert_array_equal(size.labels, effect.output.reshape(-1))
 
@@ -122,7 +124,9 @@ def test_labels_come_back_from_a_flat_axis() -> None:
     effect = traced("Reshape", ("N", 60), flat, ("N", 3, 4, 5), stored(-1, 3, 4, 5))
     assert effect.output is not None
     np.testing.assert_array_equal(effect.output, along(("N", 3, 1, 1), 1))
-    assert [(s.index, s.labels.tolist()) for s in effect.sizes] == [(1, [1, 2, 3])]
+    (size,) = effect.sizes
+    assert isinstance(size, SizeUse)
+    assert (size.index, size.labels.tolist()) == (1, [1, 2, 3])
 
 
 @settings(max_examples=300, deadline=None)
@@ -159,6 +163,7 @@ def test_a_shape_stays_right_when_channels_go(data: st.DataObject) -> None:
     np.testing.assert_array_equal(np.broadcast_to(effect.output, after), np.broadcast_to(labels, before).reshape(after))
     gone = set(data.draw(st.lists(st.sampled_from(labels.reshape(-1).tolist()), max_size=before[axis] - 1)))
     for size in effect.sizes:
+        assert isinstance(size, SizeUse)
         assert shape.constant is not None
         names[size.index] = sum(label not in gone for label in size.labels.tolist())
     kept = marks.take([i for i in range(before[axis]) if i + 1 not in gone], axis)

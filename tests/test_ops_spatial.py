@@ -17,7 +17,7 @@ from onnx import helper
 
 from onnx_condense.known import Size
 from onnx_condense.ops import Call, Effect, Law, OpRule, Value, find, layout, spatial
-from onnx_condense.plan import IntArray
+from onnx_condense.plan import IntArray, Operand, SizeUse
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.shapes import Shape
 
@@ -195,6 +195,8 @@ def test_what_is_left_is_the_result_of_what_is_left(name: str) -> None:
     keep = [0, 2]
     changes = {}
     for size in effect.sizes:
+        assert isinstance(size, SizeUse)
+        assert isinstance(size.operand, Operand)
         value = case.operands[size.operand.position - 1]
         assert value is not None
         changes[size.operand.position] = np.where(np.arange(value.size) == size.index, len(keep), value)

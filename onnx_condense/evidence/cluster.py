@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from onnx_condense.plan import FloatArray, IntArray
@@ -27,16 +29,22 @@ def leaders(keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray
         [n] index of the row that leads the group (its own index where there is none).
     """
     count, size = rows.shape
-    _, exact = np.unique(keys, axis=0, return_inverse=True) if keys.size else (None, np.zeros(count, np.int64))
-    exact = exact.reshape(-1)
-    direction = np.random.default_rng(0).standard_normal(size)
+    direction = _direction(size)
     place = rows @ direction
     reach = (tolerance + PROJECTION * np.abs(rows)) @ np.abs(direction)
     widest = float(reach.max(initial=0.0))
     found = np.arange(count)
+    # Stable: of rows at one place the first comes first.
+    order = np.lexsort((place, *keys.T))
+    apart = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    far = np.diff(place[order]) > reach[order[1:]] + widest
+    if (apart | far).all():
+        return found
+    exact = np.empty_like(found)
+    exact[order] = np.cumsum(np.r_[0, apart])
     heads: list[int] = []
     start = 0
-    for row in np.lexsort((np.arange(count), place, exact)).tolist():
+    for row in order.tolist():
         while start < len(heads) and (
             exact[heads[start]] != exact[row] or place[row] - place[heads[start]] > reach[row] + widest
         ):
@@ -46,6 +54,11 @@ def leaders(keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray
         if found[row] == row:
             heads.append(row)
     return found
+
+
+@functools.cache
+def _direction(size: int) -> FloatArray:
+    return np.random.default_rng(0).standard_normal(size)
 
 
 def _match(

@@ -7,6 +7,7 @@ them guesses: where a law does not help, equal arguments give equal results and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -90,7 +91,10 @@ def _negate(_: OpRule, operands: Sequence[Values], __: Grouper) -> Values:
 def _add(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     a, b = operands
     same = (a.classes == b.classes) | a.constant | b.constant
-    return chosen(same, _add_alike(a, b, group), _add_apart(a, b, group))
+    if same.all():
+        return _add_alike(a, b, group)
+    apart = _add_apart(a, b, group)
+    return chosen(same, _add_alike(a, b, group), apart) if same.any() else apart
 
 
 def _subtract(rule: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
@@ -131,12 +135,17 @@ def _add_apart(a: Values, b: Values, group: Grouper) -> Values:
 def directions(rows: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Unit vectors [C, d] that parallel and opposite rows share, their tolerances [C, d] and signed lengths [C]."""
     length = np.linalg.norm(rows, axis=1)
-    probe = np.random.default_rng(1).standard_normal(rows.shape[1])
+    probe = _probe(rows.shape[1])
     signed = np.where(rows @ probe < 0, -length, length)
     safe = np.where(length > 0, signed, 1.0)[:, None]
     unit = rows / safe
     tolerance = (noise + np.abs(unit) * np.linalg.norm(noise, axis=1, keepdims=True)) / np.abs(safe)
     return unit, tolerance, signed
+
+
+@functools.cache
+def _probe(size: int) -> FloatArray:
+    return np.random.default_rng(1).standard_normal(size)
 
 
 def _multiply(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:

@@ -142,8 +142,9 @@ class Numbering:
 
     def group(self, keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray:
         """New class numbers for channels that agree in keys and, up to rounding, in numbers."""
-        _, group = np.unique(leaders(keys, rows, tolerance), return_inverse=True)
-        return self.fresh(int(group.max(initial=-1)) + 1)[group]
+        leads = leaders(keys, rows, tolerance)
+        own = leads == np.arange(len(leads))
+        return np.asarray(self.fresh(int(own.sum()))[(np.cumsum(own) - 1)[leads]])
 
     # ---- linear ops ----
 
