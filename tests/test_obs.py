@@ -212,3 +212,12 @@ def test_the_inputs_are_left_as_they_are() -> None:
         eliminate([before], np.arange(30), RIDGE)
         for old, new in zip(copies, (before.weight, before.covariance, before.columns), strict=True):
             np.testing.assert_array_equal(old, new)
+
+
+def test_a_reader_may_lose_all_that_it_sees_before_the_space_is_done() -> None:
+    """Two parts of one space (Split), one reader each; the first sees only what costs nothing."""
+    first = ReaderCost(np.full((1, 2), 1e-6), np.eye(2), np.array([[0], [1], [-1], [-1]]))
+    second = ReaderCost(np.ones((1, 2)), np.array([[1.0, -0.9], [-0.9, 1.0]]), np.array([[-1], [-1], [0], [1]]))
+    found = eliminate([first, second], np.arange(4), RIDGE)
+    assert len(found.order) == 3
+    assert np.isfinite(found.cost).all()

@@ -40,7 +40,7 @@ from onnx_condense.runtime import Array, Runtime, run
 ROWS, ELEMENTS = 256, 2**20
 
 COLUMNS = (
-    *("network", "tolerance", "outcome", "parameters kept, %", "MACs kept, %", "error, verify share"),
+    *("network", "goal", "outcome", "parameters kept, %", "MACs kept, %", "error, verify share"),
     *("error, unseen sources", "its ratio to the tolerance", "speedup, batch 1", "speedup, larger batch"),
     *("on unseen sources: dense -> condensed", "seconds", "peak MB"),
 )
@@ -86,15 +86,15 @@ class Case:
 
 def table_row(case: Case, job: Job, outcome: Outcome, dense: float) -> str:
     """One line; where nothing was written only why, and what the dense network is worth."""
-    assert job.tolerance is not None
-    first, last = (case.name, f"{job.tolerance:g}"), (f"{outcome.seconds:.1f}", f"{outcome.peak_mb:.0f}")
+    goal = f"{job.tolerance:g}" if job.tolerance is not None else f"keep {job.keep:g}"
+    first, last = (case.name, goal), (f"{outcome.seconds:.1f}", f"{outcome.peak_mb:.0f}")
     if outcome.failed or outcome.status != "condensed":
         why = outcome.failed or f"{outcome.status}: {outcome.reason}"
         blank = [""] * (len(COLUMNS) - len(first) - len(last) - 2)
         return row(*first, why, *blank, f"{case.sets.metric} {dense:.4f}", *last)
     unseen, larger = case.error(job.out), min(case.sets.batch, len(case.sets.unseen))
     cells = [outcome.status, f"{100 * outcome.kept:.1f}", f"{100 * outcome.macs_kept:.1f}", f"{outcome.error:.4f}"]
-    cells += [f"{unseen:.4f}", f"{unseen / job.tolerance:.2f}"]
+    cells += [f"{unseen:.4f}", f"{unseen / job.tolerance:.2f}" if job.tolerance is not None else ""]
     for batch in (1, larger):
         cells.append(speedup(job.network, job.out, case.feed(batch), batch, job.threads))
     cells[-1] += f", {larger} rows"
@@ -119,6 +119,7 @@ def main(
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of published networks.")
     ] = None,
     tolerances: Annotated[str, typer.Option(help="Joined by commas.")] = "0.01,0.05",
+    keeps: Annotated[str, typer.Option(help="Shares of the parameters to keep, joined by commas.")] = "",
     only: Annotated[str, typer.Option(help="Names joined by commas; empty: all.")] = "",
     samples: Annotated[int, typer.Option(help="Calibration rows to use, from the first; 0: all.")] = 0,
     threads: int = 0,
@@ -138,8 +139,10 @@ def main(
         with tempfile.TemporaryDirectory() as scratch:
             data = Path(scratch, "calibration.npz")
             case.sets.calibration_file(data, case.key, samples)
-            for tolerance in map(float, tolerances.split(",")):
-                job = Job(network, data, Path(scratch, "slim.onnx"), tolerance, threads=threads, seed=seed)
+            goals: list[tuple[float | None, float | None]] = [(float(t), None) for t in tolerances.split(",") if t]
+            goals += [(None, float(k)) for k in keeps.split(",") if k]
+            for tolerance, keep in goals:
+                job = Job(network, data, Path(scratch, "slim.onnx"), tolerance, keep, threads, seed)
                 print(table_row(case, job, condense_apart(job), dense), flush=True)
 
 

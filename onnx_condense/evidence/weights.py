@@ -167,7 +167,9 @@ class _Finder:
             for p, at in zip(mine, columns[target], strict=True):
                 ratio = _ratio(lead, p, at)
                 weight[:, at] += original[:, p] * ratio
-                offset += original[:, p].sum(axis=1) * (values.offset[p] - ratio * values.offset[at])
+                shift = values.offset[p] - ratio * values.offset[at]
+                if abs(shift) > values.offset_noise[p] + abs(ratio) * values.offset_noise[at]:
+                    offset += original[:, p].sum(axis=1) * shift
                 noise[:, at] += eps * (np.abs(original[:, p] * ratio) + np.abs(original[:, at]))
         return _Merged(weight, offset, noise)
 

@@ -61,6 +61,9 @@ class _State:
     def costs(self, channels: IntArray) -> FloatArray:
         """tr(A_P (G_PP)^-1 A_P^T) for each channel's columns P; 0 for one that this reader does not see."""
         at = self.at[channels]
+        if not self.live or not at.shape[1]:
+            # All that this reader saw went before the rest of the space.
+            return np.zeros(len(channels))
         if at.shape[1] == 1:
             squares = np.einsum("ij,ij->j", self.A[:, : self.live], self.A[:, : self.live])
             costs = squares / self.G.diagonal()[: self.live]
