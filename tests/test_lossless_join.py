@@ -148,6 +148,11 @@ CASES = {
     "SpaceToDepth": Case(
         [*ONE, NODE("SpaceToDepth", ["r"], ["c"], blocksize=2), READ], {"A": ROWS, "V": kernels(2, 32)}, [4]
     ),
+    "LpPool": Case(
+        [*ONE, NODE("LpPool", ["r"], ["c"], kernel_shape=[2, 2]), READ],
+        {"A": doubled(kernels(4, 3), (1, 1, 1, 3)), "V": kernels(2, 8)},
+        [5],
+    ),
     "features made an image": Case(
         [
             NODE("Gemm", ["x", "G"], ["a"], transB=1),
