@@ -18,7 +18,7 @@ import onnx
 
 from onnx_condense.errors import ModelError
 from onnx_condense.plan import IntArray
-from onnx_condense.runtime import Runtime, run
+from onnx_condense.runtime import run_node
 from onnx_condense.shapes import Shape
 
 Array = npt.NDArray[Any]
@@ -193,30 +193,10 @@ class Knowledge:
     def _ran(self, node: onnx.NodeProto, arrays: Iterable[Array]) -> Array | None:
         """The first result of a node, or None where ONNX Runtime can't tell or it is large."""
         try:
-            value = ran(self._proto, node, arrays)
+            value = run_node(self._proto, node, arrays)
         except ModelError:
             return None
         return value if value.size <= LIMIT else None
-
-
-def ran(proto: onnx.ModelProto, node: onnx.NodeProto, arrays: Iterable[Array]) -> Array:
-    """The first result of one node of a network on the given operands (those that it has, in order).
-
-    Raises:
-        ModelError: ONNX Runtime can't run it on its own.
-    """
-    alone = onnx.NodeProto()
-    alone.CopyFrom(node)
-    feed = dict(zip((f"operand_{i}" for i, name in enumerate(node.input) if name), arrays, strict=True))
-    names = iter(feed)
-    alone.input[:] = [next(names) if name else "" for name in node.input]
-    inputs = [
-        onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for k, v in feed.items()
-    ]
-    graph = onnx.helper.make_graph([alone], "node", inputs, [onnx.ValueInfoProto(name=alone.output[0])])
-    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-    return run(Runtime(threads=1).session(model, optimize=False), feed)[0]
 
 
 def _casts_to(node: onnx.NodeProto) -> int:

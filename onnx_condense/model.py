@@ -23,7 +23,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_condense.errors import ModelError
 from onnx_condense.external import Source, byte_count, external_tensors
-from onnx_condense.known import Knowledge, Known, Size, ran
+from onnx_condense.known import Knowledge, Known, Size
+from onnx_condense.runtime import run_node
 from onnx_condense.shapes import Shape, infer
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -182,7 +183,7 @@ class Network:
             return self._constant_node(root)
         node = self.proto.graph.node[self._views[root].index]
         operands = (self.constant(name) for name in node.input if name)
-        return ran(self.proto, node, [value for value in operands if value is not None])
+        return run_node(self.proto, node, [value for value in operands if value is not None])
 
     def sources(self, root: str) -> tuple[str, ...]:
         """What a view is made of; nothing for what is stored."""

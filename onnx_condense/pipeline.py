@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class _Run:
             raise ModelError("drawn-inputs", text) from error
         timed = [(self._batch(feeds[0]), feeds[0])]
         verification = _Verification(judge, len(samples), feeds, timed)
-        return self._finished(self._exact(verification), verification)
+        return self._finished(self._exact(plan, verification), verification)
 
     def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
         """From evidence to the report, on samples of the user."""
@@ -186,7 +186,7 @@ class _Run:
         if self.goal.lossless:
             # Nothing is fitted, so everything may judge.
             proof = self._verification(judged_by, np.arange(len(judged_by)))
-            return self._finished(self._exact(proof), proof)
+            return self._finished(self._exact(lossless_plan(self.network, self.view), proof), proof)
         if verification is not None and len(judged_by) < SMALLEST_SHARE:
             text = f"verification: {len(judged_by)} samples, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
@@ -205,12 +205,14 @@ class _Run:
 
     # ---- candidates ----
 
-    def _exact(self, proof: _Verification) -> list[Candidate]:
-        """The lossless step, and where that leaves odd widths one that keeps a few redundant channels, for speed."""
-        plans = [lossless_plan(self.network, self.view), self._aligned_plan()]
-        kept = [[s.keep.tolist() for s in plan.selections] for plan in plans]
-        found = [self._lossless(plan, proof) for plan in (plans if kept[0] != kept[1] else plans[:1])]
-        return [c for c in found if c is not None]
+    def _exact(self, plan: Plan, proof: _Verification) -> Iterator[Candidate]:
+        """The lossless step, then one that keeps a few redundant channels: it is only made if the first is slower."""
+        if exact := self._lossless(plan, proof):
+            yield exact
+        aligned = self._aligned_plan() if plan.selections else plan
+        kept = [[s.keep.tolist() for s in p.selections] for p in (plan, aligned)]
+        if kept[0] != kept[1] and (second := self._lossless(aligned, proof)):
+            yield second
 
     def _aligned_plan(self) -> Plan:
         multiples = {s.name: width_multiple(self.network, self.view, s) for s in self.view.spaces}
@@ -314,7 +316,7 @@ class _Run:
             raise BudgetError("keep", f"{text}: the smallest share is {_up(min(shares))}")
         return small
 
-    def _finished(self, candidates: Sequence[Candidate], proof: _Verification) -> Condensed:
+    def _finished(self, candidates: Iterable[Candidate], proof: _Verification) -> Condensed:
         """The first candidate that is not slower, or the dense network unchanged.
 
         Raises:

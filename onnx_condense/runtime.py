@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +107,26 @@ def run(session: ort.InferenceSession, feed: Feed, names: Sequence[str] | None =
     return [np.asarray(value) for value in outputs]
 
 
+def run_node(proto: onnx.ModelProto, node: onnx.NodeProto, arrays: Iterable[Array]) -> Array:
+    """The first result of one node of a network on the given operands (those that it has, in order).
+
+    Raises:
+        ModelError: ONNX Runtime can't run it on its own.
+    """
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    feed = dict(zip((f"operand_{i}" for i, name in enumerate(node.input) if name), arrays, strict=True))
+    names = iter(feed)
+    alone.input[:] = [next(names) if name else "" for name in node.input]
+    inputs = [
+        onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for k, v in feed.items()
+    ]
+    graph = onnx.helper.make_graph([alone], "node", inputs, [onnx.ValueInfoProto(name=alone.output[0])])
+    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    return run(Runtime(threads=1).session(model, optimize=False), feed)[0]
+
+
 def evaluate_node(
     proto: onnx.ModelProto, index: int, operands: Sequence[Array], dtype: npt.DTypeLike = np.float32
 ) -> Array:
@@ -120,16 +140,5 @@ def evaluate_node(
     Raises:
         ModelError: ONNX Runtime can't run it on its own.
     """
-    node = onnx.NodeProto()
-    node.CopyFrom(proto.graph.node[index])
-    arrays = {f"operand_{i}": np.asarray(a, dtype) for i, a in enumerate(operands)}
-    names = iter(arrays)
-    for i, name in enumerate(node.input):
-        node.input[i] = next(names) if name else ""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    inputs = [onnx.helper.make_tensor_value_info(k, kind, a.shape) for k, a in arrays.items()]
-    result = onnx.ValueInfoProto(name=node.output[0])
-    graph = onnx.helper.make_graph([node], "node", inputs, [result])
-    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-    session = Runtime().session(model, optimize=False)
-    return np.asarray(run(session, arrays, [node.output[0]])[0], np.float64).reshape(-1)
+    result = run_node(proto, proto.graph.node[index], [np.asarray(a, dtype) for a in operands])
+    return np.asarray(result, np.float64).reshape(-1)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from random_nets import Sketch
 
 Array = npt.NDArray[Any]
 WIDTHS = (1, 2, 3, 4, 4, 6)
@@ -27,31 +28,8 @@ DIGITS = "0123456789"
 MODES = ("constant", "edge", "reflect")
 
 
-class Writer:
-    """Grows one graph; tensors have rank 4 with 2 samples, or rank 2 behind a head, and known sizes."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, Array] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.computed: list[str] = []
-
-    def pick(self, options: Sequence[Any]) -> Any:
-        """One of the options."""
-        return options[int(self.rng.integers(len(options)))]
-
-    def coin(self, chance: float) -> bool:
-        """True with the given chance."""
-        return bool(self.rng.random() < chance)
-
-    def emit(self, op: str, inputs: Sequence[str], shape: tuple[int, ...], **attributes: Any) -> str:
-        """Append a node; the name of its result."""
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
-        self.shapes[name] = shape
-        self.computed.append(name)
-        return name
+class Writer(Sketch):
+    """Tensors have rank 4 with 2 samples, or rank 2 behind a head."""
 
     def keep(self, value: Array, kind: str) -> str:
         """Store a constant; sometimes a weight or bias of its shape that is there already."""

@@ -22,8 +22,8 @@ BINARY = ("Add", "Sub", "Mul", "Max", "Div")
 BARRIER = ("Softmax", "ReduceSum", "Transpose")
 
 
-class Writer:
-    """Grows one graph. Tensors have rank 2 (or 3 with a fixed middle axis) and known sizes."""
+class Sketch:
+    """A graph that grows node by node; the shape of every tensor is known."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -47,6 +47,10 @@ class Writer:
         self.shapes[name] = shape
         self.computed.append(name)
         return name
+
+
+class Writer(Sketch):
+    """Tensors have rank 2 (or 3 with a fixed middle axis)."""
 
     def constant(self, shape: tuple[int, ...], kind: str) -> str:
         """A stored constant of a shape: often one that is there already, sometimes in a Constant node or an alias."""

@@ -2,7 +2,7 @@
 
 Reshape, Flatten, Squeeze and Unsqueeze split the axes of operand and result into blocks that hold the same elements;
 inside a block labels are reshaped like the elements. Where they would spread over several axes (heads, groups), the
-channels that get the same place on the innermost of these are tied, so that what is left is a full grid again.
+channels that get the same place on one of these are tied, so that what is left is a full grid again.
 """
 
 from __future__ import annotations

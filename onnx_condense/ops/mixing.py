@@ -73,48 +73,40 @@ def trace_instance(call: Call) -> Effect:
     return Effect(x.labels, constants=tuple(ConstantUse(Operand(call.index, i), line) for i in (1, 2)))
 
 
-_QUANTIZED = """
-ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear
-"""
+# By opset: before 13 all axes from `axis` on are one.
+_SOFTMAX: tuple[tuple[int, int, Axes], ...] = ((1, 12, _from(1)), (13, 2**31, _one(-1)))
+
+_BARRIERS: tuple[tuple[str, str, str], ...] = (
+    ("", NORMALISED, "GroupNormalization LayerNormalization LRN MeanVarianceNormalization RMSNormalization"),
+    (
+        "com.microsoft",
+        NORMALISED,
+        "GroupNorm SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization",
+    ),
+    ("", SORTED, "ArgMax ArgMin CumSum NonMaxSuppression NonZero TopK Unique"),
+    ("", RECURRENT, "GRU LSTM RNN"),
+    ("", ATTENTION, "Attention"),
+    (
+        "com.microsoft",
+        ATTENTION,
+        "Attention EmbedLayerNormalization GroupQueryAttention MultiHeadAttention RotaryEmbedding",
+    ),
+    ("", CONTROL, "If Loop Scan"),
+    (
+        "",
+        QUANTIZED,
+        "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear",
+    ),
+)
+"""Ops that let no channel go: domain, reason, names."""
 
 register(
     OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True),
-    *(
-        OpRule(op, _over(_from(1), NORMALISED), until=12, law=Law.ANY, per_channel=True)
-        for op in ("Softmax", "LogSoftmax", "Hardmax")
-    ),
-    *(
-        OpRule(op, _over(_one(-1), NORMALISED), since=13, law=Law.ANY, per_channel=True)
-        for op in ("Softmax", "LogSoftmax", "Hardmax")
-    ),
     OpRule("LpNormalization", _over(_one(-1), NORMALISED), law=Law.ANY, per_channel=True),
-    *(OpRule(op, _barrier(NORMALISED)) for op in ("LRN", "MeanVarianceNormalization", "GroupNormalization")),
-    *(OpRule(op, _barrier(NORMALISED)) for op in ("LayerNormalization", "RMSNormalization")),
     *(
-        OpRule(op, _barrier(NORMALISED), domain="com.microsoft")
-        for op in (
-            "SkipLayerNormalization",
-            "SimplifiedLayerNormalization",
-            "SkipSimplifiedLayerNormalization",
-            "GroupNorm",
-        )
+        OpRule(op, _over(axes, NORMALISED), since=since, until=until, law=Law.ANY, per_channel=True)
+        for op in ("Softmax", "LogSoftmax", "Hardmax")
+        for since, until, axes in _SOFTMAX
     ),
-    *(
-        OpRule(op, _barrier(SORTED))
-        for op in ("ArgMax", "ArgMin", "TopK", "CumSum", "NonMaxSuppression", "Unique", "NonZero")
-    ),
-    *(OpRule(op, _barrier(RECURRENT)) for op in ("LSTM", "GRU", "RNN")),
-    OpRule("Attention", _barrier(ATTENTION)),
-    *(
-        OpRule(op, _barrier(ATTENTION), domain="com.microsoft")
-        for op in (
-            "Attention",
-            "MultiHeadAttention",
-            "GroupQueryAttention",
-            "RotaryEmbedding",
-            "EmbedLayerNormalization",
-        )
-    ),
-    *(OpRule(op, _barrier(CONTROL)) for op in ("If", "Loop", "Scan")),
-    *(OpRule(op, _barrier(QUANTIZED)) for op in _QUANTIZED.split()),
+    *(OpRule(op, _barrier(reason), domain=domain) for domain, reason, ops in _BARRIERS for op in ops.split()),
 )
