@@ -18,6 +18,7 @@ from onnx_condense.data.samples import Samples
 from onnx_condense.evidence import moments
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair
+from onnx_condense.evidence.stages import Ahead, Stages
 from onnx_condense.model import Network, inlined
 from onnx_condense.plan import (
     ChannelSpace,
@@ -29,7 +30,7 @@ from onnx_condense.plan import (
     ReaderUpdate,
     Selection,
 )
-from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled
+from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
@@ -126,16 +127,13 @@ class Fitter:
         return dataclasses.replace(chosen, columns=columns)
 
     def _ranks(self) -> dict[str, int]:
-        return {c.tensor: len(self.network.shape(c.tensor) or ()) for r in self._readers for c in r.columns}
-
-    def _collect(self, proto: onnx.ModelProto, pairs: Sequence[Pair], indices: IntArray) -> list[Moments]:
-        ranks = self._ranks()
-        ranks |= {PREFIX + name: rank for name, rank in ranks.items()}
-        return moments.collect(proto, pairs, ranks, self._samples, indices, self._runtime, self._batch)
+        ranks = {c.tensor: len(self.network.shape(c.tensor) or ()) for r in self._readers for c in r.columns}
+        return ranks | {PREFIX + name: rank for name, rank in ranks.items()}
 
     def _dense(self, indices: IntArray) -> dict[Columns, Moments]:
         columns = sorted({c for r in self._readers for c in r.columns}, key=repr)
-        found = self._collect(self._proto, [moments.with_itself(c) for c in columns], indices)
+        pairs = [moments.with_itself(c) for c in columns]
+        found = moments.collect(self._proto, pairs, self._ranks(), self._samples, indices, self._runtime, self._batch)
         return dict(zip(columns, found, strict=True))
 
     def _summed(self, source: Mapping[Columns, Moments], readers: Readers) -> Moments:
@@ -190,9 +188,10 @@ class Fitter:
         plan = Plan("fitted", tuple(selections), _ordered(updates), errors)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
+            stages = self._stages(touched)
             for level in sorted({r.level for r in touched} - {0}):
                 stage = [r for r in touched if r.level == level]
-                self._refit_stage(stage, gone, updates, condensed)
+                self._refit_stage(stages, stage, gone, updates, condensed)
                 plan = dataclasses.replace(plan, updates=_ordered(updates))
                 condensed = apply_plan(self.network, self.view, plan)
         return plan, condensed
@@ -212,19 +211,26 @@ class Fitter:
                     break
         return result
 
+    def _stages(self, touched: Sequence[Readers]) -> Stages:
+        ends: dict[int, frozenset[str]] = {}
+        for readers in touched:
+            ends[readers.level] = ends.get(readers.level, frozenset()) | {c.tensor for c in readers.columns}
+        ahead = Ahead(stages_of(self.network, self.view, self._readers), ends)
+        return Stages(self.network, self._proto, ahead, self._samples, self._fit_rows, self._batch, self._runtime)
+
     def _refit_stage(
         self,
+        stages: Stages,
         stage: Sequence[Readers],
         gone: frozenset[int],
         updates: dict[int, ReaderUpdate],
         condensed: onnx.ModelProto,
     ) -> None:
         """Refit the readers of one level on joint moments of the dense and the condensed network."""
-        joint = moments.side_by_side(self._proto, condensed)
         columns = sorted({c for r in stage for c in r.columns}, key=repr)
         others = [dataclasses.replace(c, tensor=PREFIX + c.tensor) for c in columns]
         pairs = [p for c, o in zip(columns, others, strict=True) for p in (Pair(c, o), moments.with_itself(o))]
-        found = self._collect(joint, pairs, self._fit_rows)
+        found = stages.collect(condensed, pairs, self._ranks(), stage[0].level)
         crossed = {c: (found[2 * i], found[2 * i + 1]) for i, c in enumerate(columns)}
         for readers in stage:
             parts = [crossed[c] for c in readers.columns]

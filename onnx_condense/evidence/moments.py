@@ -7,13 +7,14 @@ Activations never leave the runtime: per batch only means and a centred product 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_condense.data.samples import Samples
+from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence.columns import Builder, Columns
 from onnx_condense.plan import IntArray, Moments
@@ -59,15 +60,32 @@ def collect(
     Raises:
         CalibrationError: a tensor is infinite or too large for second moments in float32.
     """
-    if not pairs:
-        return []
+    return collect_parts(proto, pairs, ranks, samples.batches(indices, batch), runtime) if pairs else []
+
+
+def collect_parts(
+    proto: onnx.ModelProto,
+    pairs: Sequence[Pair],
+    ranks: Mapping[str, int],
+    parts: Iterable[Batch],
+    runtime: Runtime,
+    also: Sequence[str] = (),
+    take: Callable[[Sequence[Array]], None] = lambda _: None,
+) -> list[Moments]:
+    """The same over passes that are given; what else they hold than the network's inputs is left out.
+
+    also: tensors whose values of each pass are given to `take`, in this order.
+    """
     model, draws = _with_moments(proto, pairs, ranks)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)
     session = runtime.session(model)
+    fed = {i.name for i in session.get_inputs()}
     rng = np.random.default_rng(0)
     totals: list[Moments | None] = [None] * len(pairs)
-    for part in samples.batches(indices, batch):
+    for part in parts:
         drawn = {name: columns.places(rng, len(part.samples)) for name, columns in draws.items()}
-        found = run(session, {**part.feed, **drawn})
+        found = run(session, {**{name: value for name, value in part.feed.items() if name in fed}, **drawn})
+        take(found[4 * len(pairs) :])
         for i, pair in enumerate(pairs):
             new = _moments(pair, found[4 * i : 4 * i + 4])
             old = totals[i]
@@ -131,14 +149,23 @@ def _with_moments(
 PREFIX = "condensed/"
 
 
-def side_by_side(dense: onnx.ModelProto, condensed: onnx.ModelProto) -> onnx.ModelProto:
-    """Both networks in one graph over the same inputs; the condensed one's tensors carry PREFIX."""
+def side_by_side(
+    dense: onnx.ModelProto, condensed: onnx.ModelProto, apart: AbstractSet[str] = frozenset()
+) -> onnx.ModelProto:
+    """Both networks in one graph over the same inputs; the condensed one's tensors carry PREFIX.
+
+    apart: inputs that are not the same in both.
+    """
     joint, other = onnx.ModelProto(), onnx.GraphProto()
     joint.CopyFrom(dense)
     other.CopyFrom(condensed.graph)
     del joint.graph.value_info[:]
     stored = {t.name for t in other.initializer} | {t.values.name for t in other.sparse_initializer}
-    _prefix(other, frozenset(i.name for i in other.input if i.name not in stored))
+    inputs = frozenset(i.name for i in other.input if i.name not in stored)
+    _prefix(other, inputs - apart)
+    known = {i.name for i in joint.graph.input}
+    given = inputs - apart | {PREFIX + name for name in inputs & apart}
+    joint.graph.input.extend(i for i in other.input if i.name in given - known)
     joint.graph.node.extend(other.node)
     joint.graph.initializer.extend(other.initializer)
     joint.graph.sparse_initializer.extend(other.sparse_initializer)
