@@ -23,7 +23,9 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_condense.errors import ModelError
 from onnx_condense.external import Source, byte_count, external_tensors
-from onnx_condense.known import Knowledge, Known, Size
+from onnx_condense.hints import Facts, Hints, facts_of, hints_of
+from onnx_condense.known import Knowledge, Known, Pieces
+from onnx_condense.plan import IntArray
 from onnx_condense.runtime import run_node
 from onnx_condense.shapes import Shape, infer
 
@@ -37,8 +39,8 @@ TOO_LARGE = "is over 2 GiB, which one protobuf file can't hold; store its weight
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _VIEWED = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
 
-# Element types of sizes, axes and pads.
-_SIZES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+# How often shapes may tell of further shapes (a Reshape whose own shape is made of the result of another one).
+ROUNDS = 16
 
 # Bytes of the largest external tensor that shape inference may want to look into.
 SMALL = 8192
@@ -61,7 +63,12 @@ class Node:
     @property
     def place(self) -> str:
         """How messages name this node."""
-        return f"{self.name or next(filter(None, self.outputs), 'unnamed')} ({self.op})"
+        return f"{self.name or self.result or 'unnamed'} ({self.op})"
+
+    @property
+    def result(self) -> str:
+        """The first output that is asked for; "" where none is."""
+        return next(filter(None, self.outputs), "")
 
 
 class Network:
@@ -110,49 +117,23 @@ class Network:
                 self.consumers.setdefault(name, []).append((node, position))
         self.captured = frozenset[str]().union(*(n.captured for n in self.nodes))
         self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
-        facts, hints = self._facts(), self._hints()
-        if facts or hints:
-            # Inference does not work out sizes that the graph computes (of Pad, Reshape): tell it, and look again.
-            self.shapes, self.types = infer(self._with_inside(SMALL), facts, hints)
-            self._knowledge = Knowledge(proto, self.constant, self.shape, self.types, self.functions)
+        self._look_again()
 
-    def _facts(self) -> dict[str, npt.NDArray[Any]]:
-        """Known values of computed integer tensors that are read where the result's shape is not known."""
-        found = {}
-        # Inference invents symbols for sizes that it does not know.
-        told = {d for i in self.inputs for d in self.shapes.get(i, ())} - {None}
-        for node in self.nodes:
-            sizes = self.shapes.get(node.outputs[0]) if node.outputs else ()
-            if sizes is not None and all(isinstance(d, int) or d in told for d in sizes):
-                continue
-            for name in node.inputs:
-                kind = self.types.get(name)
-                if kind not in _SIZES or self.root(name) or len(self.shapes.get(name) or (0, 0)) > 1:
-                    continue
-                values = self.known(name)
-                if values is not None and all(isinstance(v, int) for v in values):
-                    array = np.array(values, onnx.helper.tensor_dtype_to_np_dtype(kind))
-                    found[name] = array.reshape(()) if self.shapes[name] == () else array
-        return found
+    def _look_again(self) -> None:
+        """Tell inference what the network computes of sizes, as long as that leads to more."""
+        facts: Facts = {}
+        hints: Hints = {}
+        for _ in range(ROUNDS):
+            told = len(facts) + len(hints)
+            facts = {**facts_of(self.proto, self._computed, self.shapes, self.types), **facts}
+            hints = {**hints_of(self.proto, self.known, self.shapes, self.types), **hints}
+            if len(facts) + len(hints) == told:
+                return
+            self.shapes, self.types = infer(self._with_inside(SMALL), facts, hints.values())
+            self._knowledge = Knowledge(self.proto, self.constant, self.shape, self.types, self.functions)
 
-    def _hints(self) -> list[onnx.ValueInfoProto]:
-        """What partly known shapes say of results whose rank is unknown."""
-        found = []
-        for node in self.nodes:
-            if (
-                node.op != "Reshape"
-                or node.domain
-                or len(node.inputs) < 2
-                or self.shapes.get(node.outputs[0]) is not None
-            ):
-                continue
-            entries, kind = self.known(node.inputs[1]), self.types.get(node.inputs[0])
-            if entries is None or kind is None:
-                continue
-            sizes = [e.size if isinstance(e, Size) else e for e in entries]
-            dims = [n if isinstance(n, str) or (n is not None and n > 0) else None for n in sizes]
-            found.append(onnx.helper.make_tensor_value_info(node.outputs[0], kind, dims))
-        return found
+    def _computed(self, name: str) -> Known | None:
+        return None if self.root(name) else self.known(name)
 
     def _is_view(self, node: Node) -> bool:
         known = node.op in _VIEWS and not node.domain and self.types.get(node.outputs[0]) in _VIEWED
@@ -245,6 +226,22 @@ class Network:
         """
         return self._knowledge.of(name)
 
+    def pieces(self, name: str) -> Pieces:
+        """Per element of a computed list the stored number that was moved there unchanged, to no other place in it.
+
+        Returns:
+            None where there is no such number; nothing for what is not a list of moved numbers, or too large.
+        """
+        return self._knowledge.pieces(name)
+
+    def origins(self, name: str) -> IntArray | None:
+        """Where the node that makes a tensor takes each element from: (operand, element of it) [elements, 2].
+
+        Returns:
+            None where the node does not only move elements.
+        """
+        return self._knowledge.origins(name)
+
     def traces(self, name: str) -> bool:
         """Whether every element of a computed tensor is known, or known to be moved from another tensor."""
         return self._knowledge.traces(name)
@@ -306,11 +303,12 @@ def _clear_strings(nodes: Iterable[onnx.NodeProto]) -> None:
             if attribute.s:
                 attribute.s = b""
             del attribute.strings[:]
-            for body in _bodies(attribute):
+            for body in bodies_of(attribute):
                 _clear_strings(body.node)
 
 
-def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that an attribute holds."""
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs

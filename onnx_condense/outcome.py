@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from onnx_condense import ops
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.external import external_files
 from onnx_condense.goal import Goal
@@ -96,14 +97,15 @@ def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
 
 def _hint(network: Network) -> str:
     """What may have hidden the layers of a network that has none, and what to do about it."""
-    ops = {(node.domain, node.op) for node in network.nodes}
+    rules = [ops.find(node.domain, node.op, node.opset) for node in network.nodes]
+    unknown = {node.domain for node, rule in zip(network.nodes, rules, strict=True) if rule is None}
     if any(name in network.overridable for node in network.nodes for name in node.inputs[1:]):
         return "; its weights are inputs that callers may override: export it without (keep_initializers_as_inputs)"
-    if any(op.startswith(("Quantize", "Dequantize", "QLinear")) or op.endswith("Integer") for _, op in ops):
-        return "; it is quantized: condense the network that it was made from, quantize after"
-    if any(domain.startswith("com.microsoft") for domain, _ in ops):
+    if advice := next((rule.advice for rule in rules if rule is not None and rule.advice), ""):
+        return f"; {advice}"
+    if any(domain.startswith("com.microsoft") for domain in unknown):
         return "; it was optimized by ONNX Runtime: give the network that it was made from"
-    if ops & network.functions:
+    if any((node.domain, node.op) in network.functions for node in network.nodes):
         return "; its layers lie in functions of its own: inline them (onnx.inliner)"
     return ""
 
@@ -135,7 +137,7 @@ def _space_rows(network: Network, view: ChannelView, candidate: Candidate | None
 
     def places(uses: Sequence[int]) -> tuple[str, ...]:
         nodes = [network.nodes[view.linear[i].weight.node] for i in uses]
-        return tuple(node.name or node.outputs[0] for node in nodes)
+        return tuple(node.name or node.result for node in nodes)
 
     return tuple(
         SpaceRow(s.name, places(s.writers), places(s.readers), s.width, *after.get(s.name, (s.width, 0.0)))

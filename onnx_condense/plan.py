@@ -6,6 +6,7 @@ Stages do not import each other; they meet here. Words as in docs/design.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,19 +40,24 @@ class LinearUse:
 
     weight: the operand that holds the weight; activation: the operand that it multiplies.
     in_axis / out_axis: axes of the stored weight tensor; out_axis is None for a weight vector. Other axes are taps.
-    act_axis: the contracted axis of the activation; result_axis: axis of the output that the rows write.
+        Several axes [n, m] of n m rows (directions and gates, a stack of matrices) are a tuple; channels that go are
+        whole slices of the last of them.
+    act_axis: the contracted axis of the activation; result_axis: axis of the output that the rows write, None where
+        there is none: a weight vector, or a product that stays inside the op (`inside`).
     columns: label of each channel that is read [K] (PINNED where it can't go).
-    rows: label of each row's channel [O]; empty where the result has no such axis.
+    rows: label of each row's channel [O]; empty for a weight vector.
     gain: factor on the product (Gemm's alpha).
     groups: rows and channels fall into so many equal parts, row part j reads channel part j only; the weight is
     stored with K / groups columns, the same labels in every part.
     taps: T; padded: zeros beside the activation are read too, so that no constant of a channel passes unchanged.
+    spread: shape in which numbers for the rows broadcast to the result, -1 for the axis of their channels; (): that of
+    `result_axis` alone. Of a stack of matrices every one writes the same channels, with rows of its own.
     """
 
     weight: Operand
     activation: Operand
     in_axis: int
-    out_axis: int | None
+    out_axis: int | tuple[int, ...] | None
     act_axis: int
     result_axis: int | None
     columns: IntArray
@@ -60,14 +66,27 @@ class LinearUse:
     taps: int = 1
     padded: bool = False
     groups: int = 1
+    spread: tuple[int, ...] = ()
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes of the stored weight that the rows lie on, the first one varying slowest."""
+        if isinstance(self.out_axis, tuple):
+            return self.out_axis
+        return () if self.out_axis is None else (self.out_axis,)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the op makes more of the product: what is added to it then has to be put into an operand."""
+        return self.result_axis is None and self.out_axis is not None
 
     def matrix(self, stored: npt.NDArray[Any]) -> FloatArray:
         """A weight as stored -> [O, K T] float64; a weight vector is one row."""
-        wide = stored.astype(np.float64)
-        if self.out_axis is None:
+        wide, axes = stored.astype(np.float64), self.row_axes
+        if not axes:
             return wide[None, :]
-        wide = np.moveaxis(wide, (self.out_axis, self.in_axis), (0, 1))
-        matrix: FloatArray = np.ascontiguousarray(wide).reshape(len(wide), -1)
+        wide = np.moveaxis(wide, (*axes, self.in_axis), range(len(axes) + 1))
+        matrix: FloatArray = np.ascontiguousarray(wide).reshape(math.prod(wide.shape[: len(axes)]), -1)
         if self.groups == 1:
             return matrix
         parts = matrix.reshape(self.groups, -1, matrix.shape[1])
@@ -78,13 +97,14 @@ class LinearUse:
 
     def as_stored(self, matrix: FloatArray, like: npt.NDArray[Any]) -> FloatArray:
         """The inverse of `matrix`: [O, K T] -> the layout of the stored weight `like` (same O and K)."""
-        if self.out_axis is None:
+        if not self.row_axes:
             return np.asarray(matrix[0])
         if self.groups > 1:
             parts = matrix.reshape(self.groups, len(matrix) // self.groups, self.groups, -1)
             matrix = np.concatenate([parts[j, :, j] for j in range(self.groups)])
-        shape = np.moveaxis(like, (self.out_axis, self.in_axis), (0, 1)).shape
-        return np.asarray(np.moveaxis(matrix.reshape(shape), (0, 1), (self.out_axis, self.in_axis)))
+        there, here = (*self.row_axes, self.in_axis), range(len(self.row_axes) + 1)
+        shape = np.moveaxis(like, there, here).shape
+        return np.asarray(np.moveaxis(matrix.reshape(shape), here, there))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +260,7 @@ class ReaderUpdate:
     """The new columns of one linear use, at the dense network's shape.
 
     weight: [O, K T] float64 (see `LinearUse`), zero in the columns that go.
-    offset: [O] float64, added to the node's result (the gain is in it already).
+    offset: [O] float64, added to the product (the gain is in it already).
     """
 
     use: int

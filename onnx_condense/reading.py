@@ -96,7 +96,8 @@ def _columns(network: Network, view: ChannelView, use: int) -> Columns:
     given = [(n, node.attributes[n]) for n in names if n in node.attributes]
     attributes = tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in given)
     weight = network.shape(node.inputs[linear.weight.position]) or ()
-    return Columns(tensor, linear.act_axis, Window(node.op, tuple(int(n or 0) for n in weight[2:]), attributes))
+    op = "Conv" if linear.out_axis == 0 else "ConvTranspose"
+    return Columns(tensor, linear.act_axis, Window(op, tuple(int(n or 0) for n in weight[2:]), attributes))
 
 
 def pooled(readers: Readers, taps: int) -> Readers | None:
@@ -125,6 +126,16 @@ def _multiplicity(labels: IntArray) -> int:
     """How many columns every removable channel owns; 1 where that differs."""
     counts = np.unique(np.unique(labels[labels != PINNED], return_counts=True)[1])
     return int(counts[0]) if len(counts) == 1 else 1
+
+
+def stages_of(network: Network, view: ChannelView, readers: Sequence[Readers]) -> Mapping[str, int]:
+    """Per tensor, the first stage that finds it final, if readers get their weights level by level."""
+    at = {view.linear[u].weight.node: r.level for r in readers for u in r.uses}
+    stages: dict[str, int] = {}
+    for node in network.nodes:
+        stage = max((stages.get(name, 0) for name in (*node.inputs, *node.captured)), default=0)
+        stages.update(dict.fromkeys(node.outputs, max(stage, at.get(node.index, -1) + 1)))
+    return stages
 
 
 def _levels(network: Network, refitted: set[int]) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -20,9 +20,21 @@ _SMALL = 1024
 # Ops that onnx infers no shapes for, and what has a result of the same shape and type.
 _ALIKE = {
     **dict.fromkeys((("com.microsoft", op) for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")), "Identity"),
+    **dict.fromkeys(
+        (("com.microsoft", op) for op in ("GroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")),
+        "Identity",
+    ),
     **dict.fromkeys((("ai.onnx.ml", op) for op in ("Binarizer", "Imputer")), "Identity"),
     **dict.fromkeys((("ai.onnx.ml", op) for op in ("Normalizer", "Scaler")), "Cast"),
 }
+
+
+# Ops of ONNX Runtime that do more than those they stand for: how many operands and which attributes these know.
+_FUSED = {
+    ("com.microsoft", "FusedConv"): ("Conv", 3, ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")),
+    ("com.microsoft", "FusedGemm"): ("Gemm", 3, ("alpha", "beta", "transA", "transB")),
+}
+_PRODUCTS = {("com.microsoft", op) for op in ("FusedMatMul", "TransposeMatMul")}
 
 
 def infer_shapes(proto: onnx.ModelProto) -> Mapping[str, Shape]:
@@ -79,7 +91,8 @@ def _without_weights(
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     graph.value_info.extend(declared)
-    _translate(graph, {(f.domain, f.name) for f in proto.functions})
+    ranks = {t.name: len(t.dims) for t in proto.graph.initializer}
+    _translate(graph, {(f.domain, f.name) for f in proto.functions}, ranks)
     inputs = {i.name for i in proto.graph.input}
     for tensor in proto.graph.initializer:
         size = 1
@@ -92,15 +105,59 @@ def _without_weights(
     return light
 
 
-def _translate(graph: onnx.GraphProto, functions: AbstractSet[tuple[str, str]]) -> None:
-    """Ops that onnx does not know but whose result is shaped like their first operand."""
+def _translate(graph: onnx.GraphProto, functions: AbstractSet[tuple[str, str]], ranks: Mapping[str, int]) -> None:
+    """Ops that onnx does not know as ones with results of the same shapes; ranks: of what is stored."""
+    nodes = []
     for node in graph.node:
         op = (node.domain, node.op_type)
-        if op in _ALIKE and op not in functions:
-            del node.attribute[:], node.input[1:]
-            node.domain, node.op_type = "", _ALIKE[op]
-            if node.op_type == "Cast":
-                node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        if op in functions:
+            pass
+        elif op in _ALIKE:
+            nodes += _as_first(node, _ALIKE[op])
+        elif op in _FUSED:
+            kind, operands, attributes = _FUSED[op]
+            _become(node, kind, operands, [a for a in node.attribute if a.name in attributes])
+        elif op in _PRODUCTS:
+            _as_product(node, [ranks.get(name) for name in node.input])
+        nodes.append(node)
+    # A new list in between: nodes of the old one are cleared with it.
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _become(node: onnx.NodeProto, op: str, operands: int, attributes: Sequence[onnx.AttributeProto]) -> None:
+    kept = list(attributes)
+    del node.attribute[:], node.input[operands:]
+    node.domain, node.op_type = "", op
+    node.attribute.extend(kept)
+
+
+def _as_first(node: onnx.NodeProto, op: str) -> list[onnx.NodeProto]:
+    """The first result is shaped like the first operand, and so is the fourth; of others nothing is known.
+
+    Returns:
+        A node for the fourth: the sum that a normalisation is of.
+    """
+    more = [name for name in node.output[3:4] if name]
+    del node.output[1:]
+    _become(node, op, 1, [onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT)] if op == "Cast" else [])
+    return [onnx.helper.make_node(op, node.input, [name]) for name in more]
+
+
+def _as_product(node: onnx.NodeProto, ranks: Sequence[int | None]) -> None:
+    """A product that may swap the last two axes of what is no vector; where it moves others nothing is known."""
+    flags = {a.name: a.i for a in node.attribute}
+    if flags.get("transBatchA") or flags.get("transBatchB"):
+        return
+    if not flags.get("transA") and not flags.get("transB"):
+        _become(node, "MatMul", 2, [])
+        return
+    sides = ("ji" if flags.get("transA") else "ij", "kj" if flags.get("transB") else "jk")
+    # Batch axes of both must be equally many: a stored matrix has none.
+    left, right = (axes if rank == 2 else f"...{axes}" for axes, rank in zip(sides, ranks, strict=True))
+    result = "ik" if ranks[0] == ranks[1] == 2 else "...ik"
+    _become(node, "Einsum", 2, [onnx.helper.make_attribute("equation", f"{left},{right}->{result}")])
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

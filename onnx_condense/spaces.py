@@ -249,7 +249,7 @@ def _spaces(
         rows = np.concatenate([classes[uses[w].rows] for w in written])
         _, at = np.unique(rows, return_index=True)
         channels = rows[np.sort(at)]
-        name = network.nodes[uses[first].weight.node].outputs[0]
+        name = network.nodes[uses[first].weight.node].result
         read = tuple(sorted(readers.get(first, ())))
         spaces.append(ChannelSpace(name, channels, removable[channels] == PINNED, tuple(written), read))
     return tuple(spaces)

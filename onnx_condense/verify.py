@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_condense import ops
 from onnx_condense.errors import DefectError, ModelError
-from onnx_condense.model import Network, inlined
-from onnx_condense.plan import ChannelView, FloatArray, Plan
+from onnx_condense.model import Network, Node, inlined
+from onnx_condense.plan import ChannelView, FloatArray, LinearUse, Plan
 from onnx_condense.runtime import Array, Runtime, run
 
 # Rounding grows with the root of the reduction length per layer and adds up over layers.
@@ -71,27 +72,82 @@ def masked(network: Network, view: ChannelView, plan: Plan, jitter: int | None =
     proto = onnx.ModelProto()
     proto.CopyFrom(inlined(network))
     rng = None if jitter is None else np.random.default_rng(jitter)
-    place = {node.output[0]: i for i, node in enumerate(proto.graph.node) if node.output}
-    # Last node first, so that the Adds put in leave the places of the others alone.
+    place = {name: i for i, node in enumerate(proto.graph.node) for name in node.output if name}
+    # Last node first, so that the nodes put in leave the places of the others alone.
     updates = sorted(plan.updates, key=lambda u: -view.linear[u.use].weight.node)
     for update in updates:
         use = view.linear[update.use]
         dense = network.nodes[use.weight.node]
         stored = network.constant(dense.inputs[use.weight.position])
         assert stored is not None
-        at = place[dense.outputs[0]]
-        node = proto.graph.node[at]
-        weight = use.as_stored(update.weight, stored)
-        result = dense.outputs[0]
-        rank = len(network.shape(result) or ())
-        trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
-        shape = () if use.result_axis is None else (-1, *(1,) * trailing)
-        new = [_rounded(value, stored.dtype, rng) for value in (weight, update.offset.reshape(shape))]
-        node.input[use.weight.position] = _initializer(proto, f"masked/weight_{update.use}", new[0])
-        offset = _initializer(proto, f"masked/offset_{update.use}", new[1])
-        node.output[0] = f"masked/{result}"
-        proto.graph.node.insert(at + 1, helper.make_node("Add", [node.output[0], offset], [result]))
+        offset = update.offset.reshape(_offset_shape(network, use))
+        new = [_rounded(value, stored.dtype, rng) for value in (use.as_stored(update.weight, stored), offset)]
+        put = _put_inside if use.inside else _put_before if _activates(dense) else _put_behind
+        put(proto, place[dense.result], update.use, use, *new)
     return proto
+
+
+def _offset_shape(network: Network, use: LinearUse) -> tuple[int, ...]:
+    """How an offset [O] lies so that it can be added to the result, or behind the weight where it stays inside."""
+    if use.result_axis is None:
+        return (-1,) if use.inside else ()
+    node = network.nodes[use.weight.node]
+    rule = ops.find(node.domain, node.op, node.opset)
+    if rule is not None and rule.flat_bias and _activates(node):
+        return (-1,)
+    rank = len(network.shape(node.outputs[0]) or ())
+    return use.spread or (-1, *(1,) * (rank - 1 - use.result_axis))
+
+
+def _put_behind(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, weight: Array, offset: Array) -> None:
+    """A new weight, and an offset added to the result."""
+    node = proto.graph.node[at]
+    result = node.output[0]
+    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", weight)
+    node.output[0] = f"masked/{result}"
+    added = _initializer(proto, f"masked/offset_{index}", offset)
+    proto.graph.node.insert(at + 1, helper.make_node("Add", [node.output[0], added], [result]))
+
+
+def _activates(node: Node) -> bool:
+    """Whether a node applies a function to its own sums."""
+    rule = ops.find(node.domain, node.op, node.opset)
+    return rule is not None and rule.activation is not None
+
+
+def _put_before(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, weight: Array, offset: Array) -> None:
+    """A new weight, and an offset added to the bias, the third operand, by a node of its own."""
+    node = proto.graph.node[at]
+    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", weight)
+    factor = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
+    node.input.extend([""] * (3 - len(node.input)))
+    before, total = node.input[2], f"masked/bias_{index}"
+    if before and factor:
+        scaled = _initializer(proto, f"masked/offset_{index}", (offset / factor).astype(offset.dtype))
+        node.input[2] = total
+        proto.graph.node.insert(at, helper.make_node("Add", [before, scaled], [total]))
+        return
+    node.input[2] = _initializer(proto, total, offset)
+    for attribute in [a for a in node.attribute if a.name == "beta"]:
+        node.attribute.remove(attribute)
+
+
+def _put_inside(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, weight: Array, offset: Array) -> None:
+    """A new weight, and an offset as its column for one more channel of the activation, on its last axis, that is 1.
+
+    The op's bias is left alone: that adding to it is adding to the product is what this is to prove.
+    """
+    node = proto.graph.node[at]
+    size = weight.shape[use.in_axis]
+    column = offset.reshape([n if axis in use.row_axes else 1 for axis, n in enumerate(weight.shape)])
+    wider = np.concatenate([weight, column], axis=use.in_axis)
+    copied = _initializer(proto, f"masked/copied_{index}", np.eye(size, size + 1, dtype=weight.dtype))
+    one = _initializer(proto, f"masked/one_{index}", np.eye(1, size + 1, size, dtype=weight.dtype)[0])
+    before, names = node.input[use.activation.position], [f"masked/{part}_{index}" for part in ("spread", "read")]
+    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", wider)
+    node.input[use.activation.position] = names[1]
+    proto.graph.node.insert(at, helper.make_node("Add", [names[0], one], [names[1]]))
+    proto.graph.node.insert(at, helper.make_node("MatMul", [before, copied], [names[0]]))
 
 
 def _rounded(value: FloatArray, dtype: np.dtype[Any], rng: np.random.Generator | None) -> Array:

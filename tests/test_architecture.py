@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("ops",),
     ("files",),
-    ("known", "model", "runtime", "shapes"),
+    ("hints", "known", "model", "runtime", "shapes"),
     ("external",),
     ("paths", "plan", "report.data"),
     ("errors",),

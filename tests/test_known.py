@@ -129,3 +129,114 @@ def test_long_chains() -> None:
     nodes = [NODE("Identity" if i % 2 else "Neg", [f"k{i}"], [f"k{i + 1}"]) for i in range(1200)]
     proto = model([*nodes, NODE("Relu", ["x"], ["y"])], {"k0": np.array([2])}, {"x": [1]}, {"y": [1]})
     assert load(proto).known("k1200") == (2,)
+
+
+# ---- what is known of single numbers ----
+
+F = np.float32
+BATCH = [NODE("Shape", ["y"], ["y.shape"]), NODE("Slice", ["y.shape", "zero", "one"], ["n"])]
+MOVES: dict[str, tuple[list[onnx.NodeProto], tuple[float | int | None, ...]]] = {
+    "joined": ([NODE("Concat", ["n", "rest"], ["k"], axis=0)], (None, 7, 8)),
+    "stored": ([NODE("Identity", ["rest"], ["k"])], (7, 8)),
+    "cast": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Cast", ["c"], ["k"], to=6)], (None, 7, 8)),
+    "cast to floats": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Cast", ["c"], ["k"], to=1)], (None, 7, 8)),
+    "cast from floats": ([NODE("Cast", ["halves"], ["k"], to=7)], ()),
+    "floats": (
+        [NODE("Cast", ["n"], ["f"], to=1), NODE("Concat", ["halves", "f"], ["k"], axis=0)],
+        (1.5, 2.5, None),
+    ),
+    "picked": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Gather", ["c", "two"], ["k"])], (8,)),
+    "picked twice": (
+        [NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Gather", ["c", "both"], ["k"])],
+        (8, None, None),
+    ),
+    "cut": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Slice", ["c", "one", "two"], ["k"])], (7,)),
+    "joined side by side": (
+        [NODE("Unsqueeze", ["rest", "one"], ["c"]), NODE("Concat", ["c", "ns"], ["d"], axis=1),
+         NODE("Flatten", ["d"], ["k"], axis=0)],
+        (7, None, None, 8, None, None),
+    ),
+    "joined with itself": ([NODE("Concat", ["rest", "n", "rest"], ["k"], axis=0)], (7, 8, None, 7, 8)),
+    "chosen": (
+        [NODE("Concat", ["n", "one"], ["c"], axis=0), NODE("Equal", ["c", "ones"], ["q"]),
+         NODE("Where", ["yes", "rest", "c"], ["k"])],
+        (7, 1),
+    ),
+    "spread": ([NODE("Where", ["yes", "one", "rest"], ["k"])], (1, 8)),
+    "picked outside": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Gather", ["c", "nine"], ["k"])], ()),
+    "many": ([NODE("Concat", ["n", "lots"], ["k"], axis=0)], ()),
+    "summed": ([NODE("Concat", ["n", "rest"], ["c"], axis=0), NODE("Add", ["c", "one"], ["k"])], ()),
+    "other": ([NODE("Neg", ["rest"], ["m"]), NODE("Concat", ["m", "rest"], ["k"], axis=0)], (None, None, 7, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_pieces(name: str) -> None:
+    nodes, expected = MOVES[name]
+    stored = {
+        "zero": [0],
+        "one": [1],
+        "two": [2],
+        "rest": [7, 8],
+        "both": [2, 1, 1],
+        "both2": [2, 2],
+        "ones": [1, 1],
+        "nine": [9],
+    }
+    stored["lots"] = list(range(known.LIMIT))
+    floats = {"halves": np.array([1.5, 2.5], F), "yes": np.array([True, False])}
+    typed = floats | {k: np.array(v) for k, v in stored.items()}
+    every = [NODE("Relu", ["x"], ["y"]), *BATCH, NODE("Expand", ["n", "both2"], ["ns"]), *nodes]
+    network = load(model(every, typed, {"x": ["N", 3]}, {"y": ["N", 3]}, Form(opset=17)))
+    assert network.pieces("k") == expected
+    assert network.pieces("k") == expected
+    if name == "picked outside":
+        assert network.known("k") == (None,)
+
+
+A, B = Size("y", 0), Size("y", 1)
+CHOICES: dict[str, tuple[list[onnx.NodeProto], Known | None]] = {
+    "a size is not below zero": (
+        [NODE("Equal", ["s", "minus"], ["q"]), NODE("Where", ["q", "ones", "s"], ["k"])],
+        (A, B),
+    ),
+    "a size may be anything else": (
+        [NODE("Equal", ["s", "ones"], ["q"]), NODE("Where", ["q", "twos", "s"], ["k"])],
+        (None, None),
+    ),
+    "by a size": ([NODE("Equal", ["s", "ones"], ["q"]), NODE("Where", ["q", "s", "s"], ["k"])], (None, None)),
+    "by an unknown number": (
+        [NODE("Neg", ["s"], ["t"]), NODE("Equal", ["t", "ones"], ["q"]), NODE("Where", ["q", "ones", "s"], ["k"])],
+        (None, None),
+    ),
+    "equal to itself": ([NODE("Equal", ["s", "s"], ["q"]), NODE("Where", ["q", "ones", "s"], ["k"])], (1, 1)),
+    "two sizes may be equal": (
+        [NODE("Gather", ["s", "turned"], ["t"]), NODE("Equal", ["s", "t"], ["q"]),
+         NODE("Where", ["q", "ones", "twos"], ["k"])],
+        (None, None),
+    ),
+    "numbers": (
+        [NODE("Concat", ["minus", "s"], ["c"], axis=0), NODE("Equal", ["c", "minus"], ["q"]),
+         NODE("Where", ["q", "ones3", "c"], ["k"])],
+        (1, A, B),
+    ),
+    "conditions are no numbers": ([NODE("Equal", ["s", "minus"], ["k"])], None),
+    "nor made into some": (
+        [NODE("Equal", ["s", "ones"], ["q"]), NODE("Cast", ["q"], ["k"], to=7)],
+        (None, None),
+    ),
+    "of floats": (
+        [NODE("Equal", ["s", "ones"], ["q"]), NODE("Where", ["q", "f", "f"], ["g"]), NODE("Cast", ["g"], ["k"], to=7)],
+        (None, None),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_chosen(name: str) -> None:
+    nodes, expected = CHOICES[name]
+    stored = {"minus": [-1], "ones": [1, 1], "twos": [2, 2], "turned": [1, 0], "ones3": [1, 1, 1]}
+    typed = {k: np.array(v) for k, v in stored.items()} | {"f": np.array([1.5, 2.5], F)}
+    every = [NODE("Relu", ["x"], ["y"]), NODE("Shape", ["y"], ["s"]), *nodes]
+    network = load(model(every, typed, {"x": ["N", 3]}, {"y": ["N", 3]}, Form(opset=17)))
+    assert network.known("k") == expected

@@ -227,11 +227,20 @@ def test_a_space_read_before_and_after_an_activation_merges_where_both_agree() -
     assert widths(-1.0) == [3]
 
 
-def test_steps_merge_nothing() -> None:
+def test_steps_merge_what_is_equal_to_the_last_bit() -> None:
     """Rounding apart, copies may fall on two sides of a jump."""
     rng = np.random.default_rng(0)
     wide = plant(rng, base_layers(rng, WIDTHS), Planting(copies=2))
-    assert lossless(mlp(wide, "Floor")).widths() == [12, 10]
+    proto = mlp(wide, "Floor")
+    done = lossless(proto)
+    assert done.widths() == [6, 5]
+    assert_same_outputs(proto, done.proto)
+    first, *others = wide
+    rows = first.weight.astype(np.float32)
+    rows[::2] = np.nextafter(rows[::2], np.float32(np.inf))
+    moved = [Layer(rows, first.bias), *others]
+    assert lossless(mlp(moved, "Floor")).widths()[0] > 6
+    assert lossless(mlp(moved, "Tanh")).widths() == [6, 5]
 
 
 def test_merges_that_overflow_their_type_are_not_made() -> None:

@@ -20,7 +20,7 @@ from onnx_condense.runtime import Runtime, run
 CLAIMS = [r for r in registered() if r.law in (Law.HOMOGENEOUS, Law.ODD, Law.IDENTITY, Law.NEGATE)]
 # Not one number in, one number out; or not of floats.
 ELEMENTWISE = [r for r in registered() if r.trace is elementwise.trace]
-OTHER = {"And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Not", "Or", "Xor"}
+OTHER = {"And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Not", "Or", "Xor"}
 OPERANDS = {"Where": 3, "PRelu": 2, "BiasGelu": 2} | dict.fromkeys(
     ("Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Mul", "Pow", "Sub"), 2
 )
@@ -29,14 +29,15 @@ OPERANDS = {"Where": 3, "PRelu": 2, "BiasGelu": 2} | dict.fromkeys(
 def evaluate(rule: OpRule, *operands: Any) -> Any:
     """The op of a record on float operands."""
     stored = {f"i{k}": np.asarray(v) for k, v in enumerate(operands)}
-    attributes: dict[str, Any] = {"to": onnx.TensorProto.FLOAT} if rule.op == "Cast" else {}
+    kinds = {"Cast": onnx.TensorProto.FLOAT, "BitCast": onnx.TensorProto.INT32}
+    attributes: dict[str, Any] = {"to": kinds[rule.op]} if rule.op in kinds else {}
     attributes |= {"fmod": 1} if rule.op == "Mod" else {}
     node = helper.make_node(rule.op, list(stored), ["y"], domain=rule.domain, **attributes)
     infos = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in stored.items()
     ]
     graph = helper.make_graph([node], "g", infos, [onnx.ValueInfoProto(name="y")])
-    opset = 24 if rule.op == "Swish" else 22
+    opset = {"Swish": 24, "BitCast": 26}.get(rule.op, 22)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return run(Runtime(threads=1).session(proto, optimize=False), stored)[0]

@@ -167,8 +167,8 @@ def test_the_matrix_can_be_stored_again(form: Form) -> None:
     # Also after both sides have lost channels, those of every group alike.
     keep = np.arange(form.written).reshape(form.groups, -1)[:, :1].reshape(-1)
     read = np.arange(form.read).reshape(form.groups, -1)[:, ::2].reshape(-1)
-    like = np.moveaxis(weight, (use.out_axis or 0, use.in_axis), (0, 1))[keep][:, : len(read) // form.groups]
-    like = np.moveaxis(like, (0, 1), (use.out_axis or 0, use.in_axis))
+    like = np.moveaxis(weight, (*use.row_axes, use.in_axis), (0, 1))[keep][:, : len(read) // form.groups]
+    like = np.moveaxis(like, (0, 1), (*use.row_axes, use.in_axis))
     taps = math.prod(form.kernel)
     cells = use.matrix(weight).reshape(form.written, form.read, taps)
     narrow = cells[np.ix_(keep, read)].reshape(len(keep), -1)
@@ -251,8 +251,8 @@ BARRIERS: dict[str, tuple[str, Array | None, Mapping[str, Any], str]] = {
     "integers": ("Conv", np.ones((6, 4, 3, 3), np.int8), {}, linear.INTEGER_WEIGHT),
     "no numbers": ("Conv", INFINITE, {"group": 4}, linear.NOT_FINITE),
     "nothing": ("Conv", np.ones((0, 4, 3, 3), F), {}, linear.EMPTY_WEIGHT),
-    "without taps": ("Conv", np.ones((6, 4), F), {}, linear.BATCHED_WEIGHT),
-    "four spatial axes": ("Conv", np.ones((6, 4, 1, 1, 1, 1), F), {}, linear.BATCHED_WEIGHT),
+    "without taps": ("Conv", np.ones((6, 4), F), {}, linear.WEIGHT_RANK),
+    "four spatial axes": ("Conv", np.ones((6, 4, 1, 1, 1, 1), F), {}, linear.WEIGHT_RANK),
     "another rank": ("Conv", np.ones((6, 4, 3), F), {}, linear.UNKNOWN_RANK),
     "another kernel": ("Conv", normal(6, 4, 3, 3), {"kernel_shape": [3, 2]}, conv.MISFIT),
     "another kernel's rank": ("Conv", normal(6, 4, 3, 3), {"kernel_shape": [3]}, conv.MISFIT),

@@ -392,7 +392,7 @@ def traced(
 
 OWN: Known = (Size("x", 1, 6),)
 PINS: dict[str, tuple[Effect, str]] = {
-    "split, computed": (traced("Split", computed(2, 4), axis=1, results=2), join.COMPUTED_PARTS),
+    "split, computed": (traced("Split", computed(None, 4), axis=1, results=2), join.COMPUTED_PARTS),
     "split, other sum": (traced("Split", listed(2, 3), axis=1, results=2), join.MISFIT),
     "split, nothing": (traced("Split", listed(0, 6), axis=1, results=2), join.MISFIT),
     "split, other number": (traced("Split", listed(2, 4), axis=1, results=3), join.MISFIT),
@@ -403,7 +403,7 @@ PINS: dict[str, tuple[Effect, str]] = {
         traced("Split", listed(1, 2), axis=2, results=2, labels=GRID, result=("N", 2, 1)),
         layout.NOT_WHOLE,
     ),
-    "slice, computed": (traced("Slice", listed(0), computed(3), listed(1)), pick.COMPUTED_CUT),
+    "slice, computed": (traced("Slice", listed(0, 0), computed(3, None), listed(1, 0)), pick.COMPUTED_CUT),
     "slice, unknown": (traced("Slice", listed(0), computed(None), listed(1)), pick.COMPUTED_CUT),
     "slice, not even its length": (traced("Slice", listed(0), unknown(), listed(1)), pick.COMPUTED_CUT),
     "slice, its own size": (traced("Slice", listed(0), computed(*OWN), listed(1)), pick.COMPUTED_CUT),
@@ -425,7 +425,7 @@ PINS: dict[str, tuple[Effect, str]] = {
     "tile, not even its length": (traced("Tile", unknown()), join.REPEATED),
     "tile, nothing": (traced("Tile", listed(1, 0, 1)), join.REPEATED),
     "tile, other rank": (traced("Tile", listed(1, 1)), join.REPEATED),
-    "expand, computed": (traced("Expand", computed(1, 6, 4)), layout.COMPUTED_WIDTH),
+    "expand, computed": (traced("Expand", computed(None, 6, 4)), layout.COMPUTED_WIDTH),
     "expand, unknown": (traced("Expand", computed(1, None, 4)), join.EXPANDED),
     "expand, its own size": (traced("Expand", computed(1, *OWN, 4)), join.EXPANDED),
     "expand, not even its length": (traced("Expand", unknown()), join.EXPANDED),

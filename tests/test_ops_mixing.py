@@ -170,9 +170,9 @@ BARRIERS: dict[str, dict[str, tuple[str, ...]]] = {
         "com.microsoft": ("SkipLayerNormalization", "GroupNorm", "SimplifiedLayerNormalization"),
     },
     mixing.SORTED: {"": ("ArgMax", "ArgMin", "TopK", "CumSum", "NonMaxSuppression", "Unique", "NonZero")},
-    mixing.RECURRENT: {"": ("LSTM", "GRU", "RNN")},
     mixing.ATTENTION: {"": ("Attention",), "com.microsoft": ("Attention", "MultiHeadAttention", "RotaryEmbedding")},
     mixing.CONTROL: {"": ("If", "Loop", "Scan")},
+    mixing.QUANTIZED: {"com.microsoft": ("DynamicQuantizeLSTM",)},
 }
 NAMED = [(why, domain, op) for why, of in BARRIERS.items() for domain, names in of.items() for op in names]
 

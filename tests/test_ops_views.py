@@ -235,9 +235,9 @@ def test_a_view_by_its_own_sizes(symbol: int | str) -> None:
 
 SPLITS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
     "computed shape": (
-        [NODE("Shape", ["x"], ["s"]), NODE("Gather", ["s", "i"], ["n"]), NODE("Concat", ["n", "c"], ["to"], axis=0),
-         NODE("Reshape", ["a", "to"], ["h"], name="cut")],
-        {"i": np.array([0]), "c": np.array([18])},
+        [NODE("Shape", ["x"], ["s"]), NODE("Gather", ["s", "i"], ["n"]), NODE("Add", ["c", "c"], ["d"]),
+         NODE("Concat", ["n", "d"], ["to"], axis=0), NODE("Reshape", ["a", "to"], ["h"], name="cut")],
+        {"i": np.array([0]), "c": np.array([9])},
         layout.COMPUTED_WIDTH,
     ),
     "own size": (

@@ -96,11 +96,6 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str, str]] = {
         "rows (MatMul)",
         linear.NOT_CONTRACTED,
     ),
-    "batched weight": (
-        network([NODE("MatMul", ["a", "b"], ["y"], name="batched")], b=np.ones((2, 6, 4), F)),
-        "batched (MatMul)",
-        linear.BATCHED_WEIGHT,
-    ),
     "integer weight": (
         network(
             [NODE("Cast", ["a"], ["i"], to=TensorProto.INT32), NODE("MatMul", ["i", "b"], ["y"], name="whole")],

@@ -469,7 +469,8 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         pick.STEPPED,
     ),
     "computed ends": (
-        [*PLACE, NODE("Slice", ["a", "zero", "n", "one"], ["h"])],
+        [NODE("Shape", ["a"], ["s"]), NODE("Slice", ["s", "one", "two"], ["n"]), NODE("Sub", ["n", "one"], ["m"]),
+         NODE("Slice", ["a", "zero", "m", "one"], ["h"])],
         {"zero": [0], "one": [1], "two": [2]},
         pick.COMPUTED_CUT,
     ),
@@ -484,9 +485,10 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         pick.PICKED,
     ),
     "expanded to a computed width": (
-        [*PLACE, NODE("Add", ["n", "n"], ["six"]), NODE("Concat", ["two", "six", "eight"], ["m"], axis=0),
-         NODE("Expand", ["a", "m"], ["h"])],
-        {"one": [1], "two": [2], "eight": [8, 8]},
+        [*PLACE, NODE("Add", ["n", "n"], ["six"]), NODE("Shape", ["a"], ["t"]),
+         NODE("Slice", ["t", "zero", "one"], ["m"]), NODE("Concat", ["m", "six", "eight"], ["to"], axis=0),
+         NODE("Expand", ["a", "to"], ["h"])],
+        {"zero": [0], "one": [1], "two": [2], "eight": [8, 8]},
         layout.COMPUTED_WIDTH,
     ),
 }  # fmt: skip

@@ -185,5 +185,6 @@ def test_every_op_has_a_role_and_every_barrier_a_reason(optable: ModuleType) -> 
     assert roles["", "Transpose"] == "moves"
     assert roles["", "Concat"] == "joins and picks"
     assert roles["", "Softmax"] == "carries"
-    assert roles["", "LSTM"] == "barrier: read by a recurrent layer"
+    assert roles["", "LSTM"] == "reads"
+    assert roles["", "TopK"] == "barrier: ordered, summed up or searched along the channels"
     assert all(reason.partition("barrier: ")[2] for reason in roles.values() if reason.startswith("barrier"))

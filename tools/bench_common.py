@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import typer
 
 from onnx_condense import condense, latency
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One call of condense()."""
+    """One call of condense(); limit: seconds that it may take, 0: any."""
 
     network: Path
     calibration: Path
@@ -38,12 +37,14 @@ class Job:
     keep: float | None = None
     threads: int = 0
     seed: int = 0
+    limit: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What one call gave; `failed` is its message if it gave nothing.
 
+    refused: the kind of error if it was raised on purpose, else empty;
     reason: why nothing changed, empty where something did; before, after: parameters; macs_before, macs_after:
     multiply-accumulates; error: on the verify share; seconds: wall time of the process; peak_mb: its largest resident
     set in MB.
@@ -59,6 +60,7 @@ class Outcome:
     peak_mb: float = math.nan
     seconds: float = math.nan
     failed: str = ""
+    refused: str = ""
 
     @property
     def kept(self) -> float:
@@ -111,10 +113,32 @@ def one(
     try:
         result = condense(network, calibration=calibration, threads=threads, seed=seed, **given)
     except CondenseError as error:
-        print(json.dumps({"failed": error.text, "peak_mb": peak_mb()}))
+        print(json.dumps({"failed": error.text, "refused": type(error).__name__, "peak_mb": peak_mb()}))
         return
-    onnx.save(result.model, out)
+    result.save(out)
     print(json.dumps(Outcome.facts(result.report) | {"peak_mb": peak_mb()}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A process that has ended. last: its last line on stdout; failed: how it ended if not well; seconds: wall time."""
+
+    last: str
+    failed: str
+    seconds: float
+
+
+def apart(command: list[str], limit: float = 0.0) -> Done:
+    """Run a command to its end, or stop it after `limit` seconds (0: never)."""
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit or None)  # noqa: S603 - own files, no shell
+    except subprocess.TimeoutExpired:
+        return Done("", f"stopped after {limit:g} s", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    # A traceback ends with what went wrong.
+    said, wrong = (text.strip().splitlines() or [""] for text in (done.stdout, done.stderr))
+    return Done(said[-1], f"exit {done.returncode} {wrong[-1]}".rstrip() if done.returncode else "", seconds)
 
 
 def condense_apart(job: Job) -> Outcome:
@@ -123,13 +147,11 @@ def condense_apart(job: Job) -> Outcome:
     command += [f"--threads={job.threads}", f"--seed={job.seed}"]
     command += [f"--tolerance={job.tolerance}"] if job.tolerance is not None else []
     command += [f"--keep={job.keep}"] if job.keep is not None else []
-    start = time.perf_counter()
     # A process of its own, so that its peak memory is that of this run alone.
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this very file, no shell
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        return Outcome(seconds=seconds, failed=f"exit {done.returncode}")
-    return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]), seconds=seconds)
+    done = apart(command, job.limit)
+    if done.failed:
+        return Outcome(seconds=done.seconds, failed=done.failed)
+    return Outcome(**json.loads(done.last), seconds=done.seconds)
 
 
 def speedup(before: Path, after: Path, feed: Feed, batch: int, threads: int) -> str:

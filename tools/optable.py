@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from bench_common import header, row
 
-from onnx_condense.ops import Call, Law, OpRule, Value, registered
+from onnx_condense.ops import Law, OpRule, Role, registered
 
 PAGE = Path(__file__).parent.parent / "docs" / "ops.md"
 
@@ -24,6 +23,7 @@ barrier: the channels that it touches stay, and the report says "no rule for" it
 | role | what the op does to channels |
 | --- | --- |
 | reads and writes | sums over the channels of its input with a stored weight, and writes new ones |
+| reads | the same, but what it writes keeps its width |
 | carries | every channel by itself; operands of equal size tie their channels; biases and factors go along |
 | moves | elements change places or are combined along axes that are not the channels' own |
 | joins and picks | channels are put behind one another, taken apart or picked |
@@ -35,48 +35,20 @@ the proofs from the weights alone may use; "by node" depends on its attributes o
 
 COLUMNS = ("op", "domain", "opsets", "role", "law")
 
-WRITES, CARRIES, MOVES, JOINS = "reads and writes", "carries", "moves", "joins and picks"
-# By the module of onnx_condense.ops that holds the trace of the op.
-ROLES = {
-    "linear": WRITES,
-    "conv": WRITES,
-    "elementwise": CARRIES,
-    "norm": CARRIES,
-    # What it does not refuse altogether.
-    "mixing": CARRIES,
-    "layout": MOVES,
-    "spatial": MOVES,
-    "join": JOINS,
-    "pick": JOINS,
-}
 LAST = 2**31
 
 
 def role(rule: OpRule) -> str:
     """What an op does to channels; of a barrier with its reason."""
-    reason = refusal(rule)
-    return f"barrier: {reason}" if reason else ROLES[_module(rule)]
-
-
-def _module(rule: OpRule) -> str:
-    return rule.trace.__module__.rpartition(".")[2]
-
-
-def refusal(rule: OpRule) -> str:
-    """The reason for which an op lets no channel pass, whatever its node, or ""."""
-    if _module(rule) != "mixing" or rule.per_channel:
-        return ""
-    labels = np.arange(1, 3)
-    call = Call(0, {}, (Value("x", labels, labels.shape, None),), labels.shape, lambda n: np.arange(1, n + 1))
-    ((_, reason),) = rule.trace(call).pins
-    return reason
+    return f"{rule.role.value}: {rule.reason}" if rule.reason else rule.role.value
 
 
 def law(rule: OpRule) -> str:
     """The law of an op that lets channels pass; `by node` where it depends."""
     if rule.refine is not None:
         return "by node"
-    says_nothing = role(rule).startswith("barrier") or (role(rule) == WRITES and rule.law is Law.ANY)
+    linear = rule.role in {Role.WRITES, Role.READS}
+    says_nothing = rule.role is Role.BARRIER or (linear and rule.law is Law.ANY)
     return "-" if says_nothing else rule.law.value
 
 

@@ -29,7 +29,6 @@ import numpy as np
 import onnx
 import typer
 from bench_common import header, row
-from optable import refusal
 
 from onnx_condense import ops
 from onnx_condense.cost import count_parameters
@@ -232,7 +231,7 @@ def _says(network: Network, view: ChannelView, node: Node) -> str:
     if any(name and not network.root(name) and name not in view.labels for name in node.inputs):
         return HIDDEN
     call = ops.call_of(network, node, view.labels, _no_channels)
-    reasons = [rule.guard(call), *(why for _, why in rule.trace(call).pins), refusal(rule)]
+    reasons = [rule.guard(call), *(why for _, why in rule.trace(call).pins), rule.reason]
     if why := next(filter(None, reasons), ""):
         return why
     moves = rule.law in (ops.Law.MOVE, ops.Law.SELECT)

@@ -90,6 +90,11 @@ def _negate(_: OpRule, operands: Sequence[Values], __: Grouper) -> Values:
 
 def _add(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     a, b = operands
+    return added(a, b, group)
+
+
+def added(a: Values, b: Values, group: Grouper) -> Values:
+    """A + b."""
     same = (a.classes == b.classes) | a.constant | b.constant
     if same.all():
         return _add_alike(a, b, group)
@@ -234,6 +239,8 @@ def _numbers(operands: Sequence[Values]) -> tuple[FloatArray, FloatArray]:
 
 _LAWS: dict[Law, Callable[[OpRule, Sequence[Values], Grouper], Values]] = {
     Law.ANY: _any,
+    # Of numbers that are known to the last bit.
+    Law.STEP: _any,
     Law.IDENTITY: _identity,
     Law.NEGATE: _negate,
     Law.HOMOGENEOUS: _homogeneous,

@@ -143,13 +143,17 @@ def _of_many(known: Known, axis: int, came: IntArray, tied: Mapping[int, tuple[i
     longest = max(map(len, sources))
     if any(len(s) != longest or 0 in s for s in sources):
         return exact(axis, known.fresh(len(came)))
-    at: IntArray = np.array(sources)
+    return of_all(known, axis, np.array(sources), table, _occurrence(came))
+
+
+def of_all(known: Known, axis: int, at: IntArray, table: Values, apart: IntArray) -> Values:
+    """Channels that are made of those at the places [C, n] of a table; apart: keeps some from being one [C]."""
     unit, blur, length = directions(table.scale[at], table.scale_noise[at])
     scale = np.where(length == 0, 1.0, length)
     slack = np.linalg.norm(table.scale_noise[at], axis=1)
     shift = table.offset[at] / scale[:, None]
     shift_noise = (table.offset_noise[at] + np.abs(shift) * slack[:, None]) / np.abs(scale)[:, None]
-    keys = np.concatenate([table.classes[at], _occurrence(came)[:, None]], axis=1)
+    keys = np.concatenate([table.classes[at], apart[:, None]], axis=1)
     classes = known.group(keys, np.c_[unit, shift], np.c_[blur, shift_noise])
     return dataclasses.replace(exact(axis, classes, scale), scale_noise=slack)
 

@@ -13,6 +13,8 @@ meet a large input, so no element hides behind the size of its row.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -34,6 +36,7 @@ from onnx_condense.evidence.laws import (
     result_of,
 )
 from onnx_condense.evidence.moves import MOVES, PARTS, filtered, moved, only_axis
+from onnx_condense.evidence.sums import activated, of_stack, sum_by_class
 from onnx_condense.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import ChannelView, FloatArray, IntArray, LinearUse
@@ -46,11 +49,16 @@ _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 
 
 class Numbering:
-    """Values of the tensors of one network."""
+    """Values of the tensors of one network.
 
-    def __init__(self, network: Network, view: ChannelView) -> None:
+    trusted: units in the last place that stored weights are taken for uncertain by. With 0, only what is equal to
+    the last bit is one, and ops that jump can be asked as well.
+    """
+
+    def __init__(self, network: Network, view: ChannelView, trusted: float = ROUNDINGS) -> None:
         self._network = network
         self._view = view
+        self._trusted = trusted
         self._count = CONSTANT
         self._values: dict[str, Values] = {}
         self._opaque: dict[tuple[str, int, int], Values] = {}
@@ -76,9 +84,13 @@ class Numbering:
     def _visit(self, node: Node, use: LinearUse | None) -> Iterable[tuple[str, Values]]:
         """What is known of the results of a node, by name."""
         rule = ops.find(node.domain, node.op, node.opset)
-        # Arithmetic of integers and conditions keeps other laws.
-        if rule is None or not node.outputs or self._network.types.get(node.outputs[0]) not in _FLOATS:
+        if rule is None or not node.outputs:
             return ()
+        if self._network.types.get(node.outputs[0]) not in _FLOATS:
+            if rule.trace is not ops.elementwise.trace:
+                return ()
+            # Arithmetic of integers and conditions keeps other laws.
+            rule = dataclasses.replace(rule, law=Law.STEP)
         with np.errstate(over="ignore", invalid="ignore"):
             constants = [self._network.constant(name) if name else None for name in node.inputs]
             law = rule.law_of(node.attributes, constants)
@@ -92,13 +104,19 @@ class Numbering:
         if axis is None:
             return None
         if use is not None:
-            return self._linear(node, use, rule, axis)
+            return self._whole(node, use, rule, self._linear(node, use, rule, axis))
         if law is Law.FILTER:
-            return self._filtered(node, rule, axis)
+            return self._whole(node, None, rule, self._filtered(node, rule, axis))
         if rule.affine is not None:
             return self._affine(node, rule.affine, axis)
+        if law is Law.STEP and self._trusted:
+            return self._jumping(node.outputs[0])
         apart = rule.per_channel or rule.trace is ops.elementwise.trace
         return self._elementwise(node, rule, axis) if apart else None
+
+    def known(self, tensor: str) -> Values | None:
+        """Values of a tensor's channels, or None where nothing is known."""
+        return self._values.get(tensor)
 
     def of(self, tensor: str, axis: int, size: int) -> Values:
         """Values along an axis; each position its own unknown where nothing is known."""
@@ -146,6 +164,10 @@ class Numbering:
         own = leads == np.arange(len(leads))
         return np.asarray(self.fresh(int(own.sum()))[(np.cumsum(own) - 1)[leads]])
 
+    def _rounding(self, weight: FloatArray, eps: float, step: float) -> FloatArray:
+        """Uncertainty of each stored weight; a zero is a zero."""
+        return np.where(weight == 0, 0.0, self._trusted * (eps * np.abs(weight) + step))
+
     # ---- linear ops ----
 
     def _linear(self, node: Node, use: LinearUse, rule: ops.OpRule, axis: int) -> Values | None:
@@ -154,11 +176,11 @@ class Numbering:
         if bias is None:
             return None
         x = per_tap(self.read_by(use), use.taps)
-        rounding = _rounding(weight, type_eps(self._network, use), type_step(self._network, use))
-        eps = ROUNDINGS * type_eps(self._network, use)
-        combined = use.gain * _sum_by_class(weight * x.scale, x.classes)
+        rounding = self._rounding(weight, type_eps(self._network, use), type_step(self._network, use))
+        eps = self._trusted * type_eps(self._network, use)
+        combined = use.gain * sum_by_class(weight * x.scale, x.classes)
         noise = rounding * np.abs(x.scale) + np.abs(weight) * x.scale_noise
-        noise = abs(use.gain) * _sum_by_class(noise, x.classes)
+        noise = abs(use.gain) * sum_by_class(noise, x.classes)
         offset = use.gain * (weight @ x.offset) + bias
         blur = rounding @ np.abs(x.offset) + np.abs(weight) @ x.offset_noise
         blur = abs(use.gain) * blur + eps * np.abs(bias)
@@ -172,11 +194,27 @@ class Numbering:
         # A row that all but cancels points nowhere in particular: it is an unknown of its own.
         return chosen(vague, exact(axis, classes), values)
 
+    def _whole(self, node: Node, use: LinearUse | None, rule: ops.OpRule, sums: Values | None) -> Values | None:
+        """The result of a linear op whose sums are known."""
+        if sums is not None and use is not None and use.spread:
+            sums = of_stack(self, sums, self._view.labels[node.outputs[0]].shape[sums.axis])
+        if sums is None or rule.activation is None:
+            return sums
+        function = rule.activation(node.attributes)
+        if function is not None and function.rule.law is Law.STEP and self._trusted:
+            return self._jumping(node.outputs[0])
+        at, rank = rule.residual, self._view.labels[node.outputs[0]].ndim
+        name = node.inputs[at] if at is not None and len(node.inputs) > at else ""
+        residual = self._operand(name, sums.axis - rank, len(sums)) if name else None
+        return activated(self, sums, residual, function)
+
     def _addend(self, node: Node, use: LinearUse, rule: ops.OpRule) -> FloatArray | None:
         """The op's own constant bias as one number per row, zeros where it has none; None if it is not that."""
         rows = len(use.rows)
         name = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
-        constant = self._network.constant(name) if name else np.zeros(1)
+        if not name:
+            return np.zeros(rows)
+        constant = self._network.constant(name)
         if constant is None:
             return None
         aligned = constant.reshape((1,) * (2 - constant.ndim) + constant.shape).astype(np.float64)
@@ -203,7 +241,7 @@ class Numbering:
         if rule.pads(node.attributes, stored.shape[2:]):
             x = self.beside_zeros(node.inputs[0], x)
         eps, step = _eps(stored.dtype), _step(stored.dtype)
-        return filtered(self, x, kernels, bias.astype(np.float64), lambda w: _rounding(w, eps, step))
+        return filtered(self, x, kernels, bias.astype(np.float64), lambda w: self._rounding(w, eps, step))
 
     def _affine(self, node: Node, affine: ops.Affine, axis: int) -> Values | None:
         """K a + s with stored numbers per channel."""
@@ -213,10 +251,23 @@ class Numbering:
         x = self.of(node.inputs[0], axis, self._view.labels[node.outputs[0]].shape[axis])
         numbers = [v for v in stored if v is not None]
         factor, shift, terms = affine(node.attributes, [v.astype(np.float64) for v in numbers])
-        eps = ROUNDINGS * max(_eps(v.dtype) for v in numbers)
+        eps = self._trusted * max(_eps(v.dtype) for v in numbers)
         return affine_of(x, factor, shift, terms, eps)
 
     # ---- element-wise ops ----
+
+    @functools.cached_property
+    def _strict(self) -> Numbering:
+        """The same where nothing is taken for equal up to rounding."""
+        return Numbering(self._network, self._view, trusted=0.0)
+
+    def _jumping(self, result: str) -> Values | None:
+        """What an op makes that jumps: arguments that differ by a rounding may land on either side."""
+        found = self._strict.known(result)
+        if found is None:
+            return None
+        numbers = np.stack([found.scale, found.offset], 1)
+        return exact(found.axis, self.group(found.classes[:, None], numbers, np.zeros_like(numbers)))
 
     def _elementwise(self, node: Node, rule: ops.OpRule, axis: int) -> Values | None:
         shape = self._view.labels[node.outputs[0]].shape
@@ -256,7 +307,7 @@ class Numbering:
         if constant.size == along and along in (1, size) and _numeric(constant):
             numbers = np.broadcast_to(constant.reshape(-1).astype(np.float64), size)
             zeros = np.zeros(size)
-            noise = ROUNDINGS * _eps(constant.dtype) * np.abs(numbers)
+            noise = self._trusted * _eps(constant.dtype) * np.abs(numbers)
             return Values(axis, np.zeros(size, np.int64), zeros, numbers.copy(), zeros, noise)
         parts = np.split(constant, along, axis) if along > 1 else [constant]
         return exact(axis, np.resize([self._content(part) for part in parts], size))
@@ -308,24 +359,8 @@ def per_tap(values: Values, taps: int) -> Values:
     return Values(values.axis, classes, *(np.repeat(getattr(values, n), taps) for n in PARTS[1:]))
 
 
-def _sum_by_class(columns: FloatArray, classes: IntArray) -> FloatArray:
-    """Columns [O, K] summed by class; constant columns are left out."""
-    varying = np.flatnonzero(classes != CONSTANT)
-    kinds, group = np.unique(classes[varying], return_inverse=True)
-    if len(kinds) == len(varying):
-        return columns[:, varying]
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(kinds)))
-    return np.asarray(np.add.reduceat(columns[:, varying[order]], starts, axis=1))
-
-
 def _numeric(constant: npt.NDArray[np.generic]) -> bool:
     return constant.dtype.kind in "fiub" or "float" in constant.dtype.name
-
-
-def _rounding(weight: FloatArray, eps: float, step: float) -> FloatArray:
-    """Uncertainty of each stored weight; a zero is a zero."""
-    return np.where(weight == 0, 0.0, ROUNDINGS * (eps * np.abs(weight) + step))
 
 
 def _eps(dtype: np.dtype[np.generic]) -> float:

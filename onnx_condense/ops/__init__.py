@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from onnx_condense.ops import conv, elementwise, join, layout, linear, mixing, norm, pick, spatial
+from onnx_condense.ops import conv, elementwise, fused, join, layout, linear, mixing, norm, pick, recurrent, spatial
 from onnx_condense.ops.calls import call_of
-from onnx_condense.ops.registry import Affine, Call, Effect, Law, OpRule, Value, find, pinned_like, registered
+from onnx_condense.ops.registry import (
+    Activation,
+    Affine,
+    Call,
+    Effect,
+    Law,
+    OpRule,
+    Role,
+    Value,
+    find,
+    pinned_like,
+    registered,
+)
 
 __all__ = [
+    "Activation",
     "Affine",
     "Call",
     "Effect",
     "Law",
     "OpRule",
+    "Role",
     "Value",
     "call_of",
     "conv",
     "elementwise",
     "find",
+    "fused",
     "join",
     "layout",
     "linear",
@@ -24,6 +39,7 @@ __all__ = [
     "norm",
     "pick",
     "pinned_like",
+    "recurrent",
     "registered",
     "spatial",
 ]

@@ -14,6 +14,9 @@ from onnx_condense.plan import IntArray
 # the tensor that it resizes, Reshape for any.
 _LAID_OUT = {"Reshape": 1, "Resize": 3}
 
+# Where ops read numbers that may name a width.
+_NUMBERS = {"Expand": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "Slice": (1, 2), "Split": (1,), "Upsample": (1,)}
+
 
 def call_of(network: Network, node: Node, labels: Mapping[str, IntArray], fresh: Callable[[int], IntArray]) -> Call:
     """The call of a node.
@@ -24,17 +27,19 @@ def call_of(network: Network, node: Node, labels: Mapping[str, IntArray], fresh:
         labels: of the tensors that have some, by name.
         fresh: see `Call`.
     """
+    read = () if node.domain else _NUMBERS.get(node.op, ())
 
-    def value(name: str) -> Value | None:
+    def value(position: int, name: str) -> Value | None:
         if not name:
             return None
         known = _with_labels(network.known(name), labels)
-        return Value(name, labels.get(name), network.shape(name), network.constant(name), known)
+        pieces = network.pieces(name) if position in read else ()
+        return Value(name, labels.get(name), network.shape(name), network.constant(name), known, pieces)
 
     return Call(
         index=node.index,
         attributes=node.attributes,
-        operands=tuple(value(name) for name in node.inputs),
+        operands=tuple(value(position, name) for position, name in enumerate(node.inputs)),
         result_shape=network.shape(node.outputs[0]) if node.outputs else None,
         fresh=fresh,
         results=sum(map(bool, node.outputs)),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_condense.ops.linear import ADDEND, COMPUTED_WEIGHT, UNKNOWN_RANK, channel_columns, unsupported
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, register
 from onnx_condense.plan import Attribute, ConstantUse, IntArray, LinearUse, Operand, SizeUse
 
 MISFIT = "kernel or groups that do not fit the weight"
@@ -154,4 +154,5 @@ register(
         multiple=8,
         pads=transposed_reads_zeros,
     ),
+    role=Role.WRITES,
 )

@@ -6,6 +6,8 @@ with the channels); an axis of size 1 broadcasts and ties nothing.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, never, register
@@ -111,16 +113,26 @@ def _is_training(call: Call) -> str:
     return "draws random numbers (Dropout in training mode)"
 
 
+def trace_typed(call: Call) -> Effect:
+    """CastLike: of the second operand only the element type counts."""
+    return trace(dataclasses.replace(call, operands=call.operands[:1]))
+
+
 _OPS = """
-Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
 HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not PRelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
 Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
-Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul
 Or Pow Sub Sum Where Xor Identity Dropout
 """
 
+_JUMPS = """
+BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Equal Floor Greater GreaterOrEqual IsInf IsNaN Less
+LessOrEqual Mod Not Round Shrink Sign ThresholdedRelu And Or Xor
+"""
+
 _LAWS = {
-    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Shrink", "Sign", "ThresholdedRelu"), Law.STEP),
+    **dict.fromkeys(_JUMPS.split(), Law.STEP),
     "Identity": Law.IDENTITY,
     "Dropout": Law.IDENTITY,
     "Neg": Law.NEGATE,
@@ -154,5 +166,6 @@ register(
         )
         for op in _OPS.split()
     ),
+    OpRule("CastLike", trace_typed),
     *(OpRule(op, trace, domain="com.microsoft") for op in ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")),
 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_condense.ops.layout import COMPUTED_WIDTH, NOT_WHOLE, UNKNOWN_RANK, checked, numbers_of, places_of
 from onnx_condense.ops.pick import axes_of_gather, axes_of_slice, moves_by_channels
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import PINNED, Attribute, IntArray, Operand, SizeUse, SplitUse
 
 SPREAD = "joined with channels on another axis"
@@ -118,13 +118,14 @@ def _split(call: Call, use: SplitUse) -> Effect:
 
 def _parts(call: Call, axis: int, size: int) -> Sequence[int] | str:
     """Sizes of the parts, or why they can't be told."""
-    stored = call.operands[1] if len(call.operands) > 1 else None
+    given = call.operands[1] if len(call.operands) > 1 else None
     result = call.result_shape
     first = result[axis] if result is not None and axis < len(result) else None
-    if stored is not None and stored.constant is None:
-        return COMPUTED_PARTS
-    if stored is not None and stored.constant is not None:
-        sizes = [int(n) for n in stored.constant.reshape(-1).tolist()]
+    if given is not None:
+        numbers = numbers_of(given) or (None,)
+        sizes = [n for n in numbers if n is not None]
+        if len(sizes) < len(numbers):
+            return COMPUTED_PARTS
     elif "split" in call.attributes:
         sizes = list(call.attributes["split"])
     else:
@@ -161,7 +162,8 @@ def trace_expand(call: Call) -> Effect:
     numbers = _entries(shape)
     if numbers is None or shape is None:
         return Effect(None, pins=((x.labels, EXPANDED),))
-    more = max(len(numbers) - x.labels.ndim, 0)
+    count = len(numbers)
+    more = max(count - x.labels.ndim, 0)
     labels = x.labels.reshape((1,) * more + x.labels.shape)
     numbers = (1,) * (labels.ndim - len(numbers)) + numbers
     sizes = []
@@ -170,9 +172,9 @@ def trace_expand(call: Call) -> Effect:
             continue
         if numbers[axis] != labels.shape[axis] or labels.size != labels.shape[axis]:
             return Effect(None, pins=((labels, EXPANDED),))
-        if shape.constant is None:
+        at = axis - labels.ndim + count
+        if not shape.writable(at):
             return Effect(None, pins=((labels, COMPUTED_WIDTH),))
-        at = axis - labels.ndim + shape.constant.size
         sizes.append(SizeUse(Operand(call.index, 1), at, labels.reshape(-1)))
     effect = checked(call, labels, labels)
     return effect if effect.output is None else Effect(labels, sizes=tuple(sizes))
@@ -265,4 +267,5 @@ register(
     OpRule("Expand", trace_expand, since=8, law=Law.MOVE, guard=moves_by_channels),
     OpRule("DepthToSpace", trace_depth_to_space, law=Law.MOVE),
     OpRule("SpaceToDepth", trace_space_to_depth, law=Law.MOVE),
+    role=Role.JOINS,
 )

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_condense.known import Known, Size
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import IntArray, Operand, SizeUse
 from onnx_condense.shapes import Shape
 
 NOT_WHOLE = "moved in a way that does not keep the channel axis whole"
 UNKNOWN_SIZES = "merged with an axis of unknown size"
 COMPUTED_SHAPE = "reshaped to a shape that is computed in the graph"
-COMPUTED_WIDTH = "reshaped to a computed shape that names the width"
+COMPUTED_WIDTH = "reshaped to a shape whose width is computed in the graph"
 COMPUTED_AXES = "axes that are computed in the graph"
 UNKNOWN_RANK = "shape not known"
 SIZE_READ = "its size is read by the graph"
@@ -361,15 +361,15 @@ def _following(call: Call, x: Value, names: Known, sizes: Shape, output: IntArra
     elif isinstance(entry, Size) and (entry != width or not np.array_equal(labels.reshape(-1), line)):
         reason = NOT_WHOLE
     elif isinstance(entry, int) and entry != -1:
-        reason = reason or (COMPUTED_WIDTH if _stored(call) is None else "")
+        reason = reason or ("" if _writable(call, after) else COMPUTED_WIDTH)
         use = SizeUse(Operand(call.index, 1), after, line)
         return Effect(None, pins=((x.labels, reason),)) if reason else Effect(output, sizes=(use,))
     return Effect(None, pins=((x.labels, reason),)) if reason else Effect(output)
 
 
-def _stored(call: Call) -> object:
+def _writable(call: Call, at: int) -> bool:
     shape = call.operands[1]
-    return None if shape is None else shape.constant
+    return shape is not None and shape.writable(at)
 
 
 def _may_copy(sizes: Shape, axis: int, labels: IntArray, x: Value) -> bool:
@@ -394,4 +394,5 @@ register(
     OpRule("Squeeze", trace_squeeze, law=Law.MOVE, guard=_drops_any_single),
     OpRule("Unsqueeze", trace_unsqueeze, law=Law.MOVE),
     OpRule("Shape", trace_shape),
+    role=Role.MOVES,
 )

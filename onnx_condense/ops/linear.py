@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+import math
+from collections.abc import Container, Sequence
 
 import numpy as np
 
 from onnx_condense.ops.elementwise import carried
-from onnx_condense.ops.registry import Call, Effect, OpRule, Value, pinned_like, register
+from onnx_condense.ops.registry import Call, Effect, OpRule, Role, Value, pinned_like, register
 from onnx_condense.plan import PINNED, ConstantUse, IntArray, LinearUse, Operand
 
 COMPUTED_WEIGHT = "computed weight"
 NOT_CONTRACTED = "channels on an axis that the op does not contract"
-BATCHED_WEIGHT = "weight with batch dimensions"
+WEIGHT_RANK = "weight of a rank that the op can't have"
 INTEGER_WEIGHT = "integer weight"
 EMPTY_WEIGHT = "weight without elements"
 NOT_FINITE = "weight with infinite or undefined elements"
 ADDEND = "added to another tensor inside Gemm"
 UNKNOWN_RANK = "shape not known"
 
+# A stack of matrices is a weight for a product with batch axes; NumPy has no more axes.
+_STACKS = range(1, 65)
+
 
 def trace_matmul(call: Call) -> Effect:
-    """Y = A @ B with a constant of rank 1 or 2 on one side."""
+    """Y = A @ B with a constant on one side: a vector, a matrix, or a stack of matrices."""
+    return trace_transposable(call)
+
+
+def trace_transposable(call: Call) -> Effect:
+    """Y = alpha A' @ B', where transA and transB swap the last two axes of what is no vector."""
     left, right = call.operands[0], call.operands[1]
     if left is None or right is None:
         return _computed(call)
+    trans_a, trans_b = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
+    gain = float(call.attributes.get("alpha", 1.0))
     if right.constant is not None and left.constant is None:
-        return _linear(call, weight=1, act=0, in_axis=-2, out_axis=-1, act_axis=-1, result_axis=-1)
+        sides = {"weight": 1, "act": 0, "in_axis": -1 if trans_b else -2, "out_axis": -2 if trans_b else -1}
+        return _linear(call, act_axis=-2 if trans_a else -1, result_axis=-1, gain=gain, **sides)
     if left.constant is not None and right.constant is None:
-        return _linear(call, weight=0, act=1, in_axis=-1, out_axis=-2, act_axis=-2, result_axis=-2)
+        sides = {"weight": 0, "act": 1, "in_axis": -2 if trans_a else -1, "out_axis": -1 if trans_a else -2}
+        return _linear(call, act_axis=-1 if trans_b else -2, result_axis=-2, gain=gain, **sides)
     return _computed(call)
 
 
@@ -91,41 +104,67 @@ def _linear(
     assert x is not None
     if x.labels is None:
         return Effect(None)
-    vector = w.constant.ndim == 1
+    stored = w.constant.shape
+    vector = len(stored) == 1
     output = pinned_like(call.result_shape)
-    reason = unsupported(w)
+    reason = unsupported(w, _STACKS)
     # Declared shapes may be wrong: believe no rank that can't be.
-    if reason or output is None or not x.labels.ndim or output.ndim != x.labels.ndim - vector:
+    if reason or output is None or output.ndim != _rank(len(stored), x.labels.ndim):
         return Effect(None, pins=((x.labels, reason or UNKNOWN_RANK),))
-    size = w.constant.shape[0 if vector else in_axis]
     act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
-    columns, pins = channel_columns(x.labels, act_axis, size)
-    rows = np.empty(0, np.int64) if vector else call.fresh(w.constant.shape[out_axis])
-    at = None
-    if not vector:
-        # A vector activation has no batch axis: the result's only axis carries the rows.
-        at = result_axis % output.ndim if x.labels.ndim > 1 else output.ndim - 1
-        output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
+    columns, pins = channel_columns(x.labels, act_axis, stored[0 if vector else in_axis])
     use = LinearUse(
         weight=Operand(call.index, weight),
         activation=Operand(call.index, act),
-        in_axis=0 if vector else in_axis % 2,
-        out_axis=None if vector else out_axis % 2,
+        in_axis=0 if vector else in_axis % len(stored),
+        out_axis=None,
         act_axis=act_axis,
-        result_axis=at,
+        result_axis=None,
         columns=columns,
-        rows=rows,
+        rows=np.empty(0, np.int64),
         gain=gain,
     )
-    return Effect(output, linear=(use,), pins=pins)
+    if vector:
+        return Effect(output, linear=(use,), pins=pins)
+    # A vector activation has no batch axis: the result's last axis carries the rows.
+    at = result_axis % output.ndim if x.labels.ndim > 1 else output.ndim - 1
+    rows = call.fresh(stored[out_axis])
+    output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
+    use = dataclasses.replace(use, out_axis=out_axis % len(stored), result_axis=at, rows=rows)
+    return Effect(output, linear=(_stacked(use, stored, output.ndim),), pins=pins)
 
 
-def unsupported(weight: Value, ranks: Container[int] = (1, 2)) -> str:
+def _rank(weight: int, activation: int) -> int:
+    """The rank of a product; -1 where there is none."""
+    if not activation:
+        return -1
+    return activation - 1 if weight == 1 else weight - 1 if activation == 1 else max(weight, activation)
+
+
+def _stacked(use: LinearUse, stored: Sequence[int], rank: int) -> LinearUse:
+    """A use whose weight is a stack of matrices: all of them write the same channels."""
+    batch = tuple(stored[:-2])
+    count = math.prod(batch)
+    if count == 1 or use.result_axis is None:
+        return use
+    assert isinstance(use.out_axis, int)
+    # Behind the batch axes of the result lie its rows' axis and perhaps one that the activation brings.
+    own = [-1 if axis == use.result_axis else 1 for axis in range(rank)]
+    behind = own[use.result_axis - (use.result_axis == rank - 1 and rank > len(batch) + 1) :]
+    return dataclasses.replace(
+        use,
+        out_axis=(*range(len(batch)), use.out_axis),
+        rows=np.tile(use.rows, count),
+        spread=(*batch, *behind),
+    )
+
+
+def unsupported(weight: Value, ranks: Container[int]) -> str:
     """Why a constant can't be rewritten as a weight, or ""."""
     value = weight.constant
     assert value is not None
     if value.ndim not in ranks:
-        return BATCHED_WEIGHT
+        return WEIGHT_RANK
     if value.dtype.kind != "f" and "float" not in value.dtype.name:
         return INTEGER_WEIGHT
     if not value.size:
@@ -147,4 +186,4 @@ def _pin_spread(labels: IntArray, size: int) -> tuple[tuple[IntArray, str], ...]
     return ((labels, NOT_CONTRACTED),) if labels.size == 1 and size > 1 else ()
 
 
-register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7, bias=2))
+register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7, bias=2), role=Role.WRITES)

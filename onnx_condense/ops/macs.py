@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onnx_condense.ops.recurrent import GATES
 from onnx_condense.shapes import Shape
 
 Shapes = tuple[Shape | None, Shape | None, Shape | None]
@@ -42,8 +43,25 @@ def _transposed(_: Mapping[str, Any], first: Shape | None, weight: Shape | None,
     return _size(first) * _size((weight or (1,))[1:])
 
 
+def _recurrent(gates: int) -> Callable[[Mapping[str, Any], Shape | None, Shape | None, Shape | None], int]:
+    """At every step and in every direction all gates read the input and the last hidden state.
+
+    Weights are [directions, gates x hidden, in] and [directions, gates x hidden, hidden].
+    """
+
+    def count(_: Mapping[str, Any], first: Shape | None, weight: Shape | None, __: Shape | None) -> int:
+        rows = weight[1] if weight and len(weight) == 3 else None
+        if not isinstance(rows, int):
+            return 0
+        recurrent = rows * (rows // gates)
+        return _size((first or (1,))[:-1]) * (_size(weight) + _size((weight or (1,))[:1]) * recurrent)
+
+    return count
+
+
 _RULES: Mapping[str, Callable[[Mapping[str, Any], Shape | None, Shape | None, Shape | None], int]] = {
     **dict.fromkeys(("Gemm", "MatMul", "FusedGemm", "FusedMatMul"), _product),
     **dict.fromkeys(("Conv", "FusedConv"), _convolution),
     "ConvTranspose": _transposed,
+    **{op: _recurrent(gates) for op, gates in GATES.items()},
 }

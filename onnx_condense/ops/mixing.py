@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, register
 from onnx_condense.plan import ConstantUse, Operand
 
 NORMALISED = "normalised over the channels"
 SORTED = "ordered, summed up or searched along the channels"
-RECURRENT = "read by a recurrent layer"
 ATTENTION = "read by an attention op"
 CONTROL = "read by control flow"
 QUANTIZED = "quantized; condense first, quantize after"
+BLOCKED = "laid out for one kind of machine"
 PARAMETERS = "normalised with computed parameters"
 UNKNOWN_RANK = "shape not known"
 
@@ -81,15 +81,32 @@ _BARRIERS: tuple[tuple[str, str, str], ...] = (
     (
         "com.microsoft",
         NORMALISED,
-        "GroupNorm SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization",
+        "GroupNorm SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization",
     ),
-    ("", SORTED, "ArgMax ArgMin CumSum NonMaxSuppression NonZero TopK Unique"),
-    ("", RECURRENT, "GRU LSTM RNN"),
-    ("", ATTENTION, "Attention"),
+    ("", SORTED, "ArgMax ArgMin CumProd CumSum NonMaxSuppression NonZero TopK Unique"),
+    ("", ATTENTION, "Attention LinearAttention RotaryEmbedding"),
     (
         "com.microsoft",
         ATTENTION,
-        "Attention EmbedLayerNormalization GroupQueryAttention MultiHeadAttention RotaryEmbedding",
+        "Attention EmbedLayerNormalization GatedRelativePositionBias GroupQueryAttention MultiHeadAttention",
+    ),
+    (
+        "com.microsoft",
+        ATTENTION,
+        "DecoderMaskedMultiHeadAttention LongformerAttention PackedAttention PackedMultiHeadAttention",
+    ),
+    ("com.microsoft", ATTENTION, "PagedAttention RotaryEmbedding SparseAttention"),
+    (
+        "com.microsoft",
+        QUANTIZED,
+        "DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul GatherBlockQuantized MatMulBnb4 QuantizeLinear",
+    ),
+    ("com.microsoft", QUANTIZED, "MatMulIntegerToFloat MatMulNBits QAttention QEmbedLayerNormalization QGemm QMoE"),
+    ("com.microsoft", QUANTIZED, "QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool"),
+    (
+        "com.microsoft",
+        QUANTIZED,
+        "QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere",
     ),
     ("", CONTROL, "If Loop Scan"),
     (
@@ -97,8 +114,20 @@ _BARRIERS: tuple[tuple[str, str, str], ...] = (
         QUANTIZED,
         "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear",
     ),
+    ("com.microsoft", BLOCKED, "NhwcConv NhwcFusedConv NhwcMaxPool"),
+    (
+        "com.microsoft.nchwc",
+        BLOCKED,
+        "AveragePool Conv GlobalAveragePool GlobalMaxPool MaxPool ReorderInput ReorderOutput Upsample",
+    ),
 )
 """Ops that let no channel go: domain, reason, names."""
+
+_ADVICE = {
+    QUANTIZED: "it is quantized: condense the network that it was made from, quantize after",
+    BLOCKED: "it was optimized by ONNX Runtime for one kind of machine: give the network that it was made from",
+}
+"""By reason, what a caller can do about it."""
 
 register(
     OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True),
@@ -108,5 +137,9 @@ register(
         for op in ("Softmax", "LogSoftmax", "Hardmax")
         for since, until, axes in _SOFTMAX
     ),
-    *(OpRule(op, _barrier(reason), domain=domain) for domain, reason, ops in _BARRIERS for op in ops.split()),
+    *(
+        OpRule(op, _barrier(reason), domain, role=Role.BARRIER, reason=reason, advice=_ADVICE.get(reason, ""))
+        for domain, reason, ops in _BARRIERS
+        for op in ops.split()
+    ),
 )

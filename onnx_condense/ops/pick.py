@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_condense.ops.layout import COMPUTED_AXES, NOT_WHOLE, UNKNOWN_RANK, checked, numbers_of, places_of, stated
-from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, register
+from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import PINNED, Attribute, IndexUse, IntArray, Operand, SizeUse
 
 COMPUTED_CUT = "cut along the channels at positions that are computed in the graph"
@@ -68,7 +68,7 @@ def _cut(call: Call, at: int, line: IntArray) -> tuple[slice, tuple[SizeUse, ...
         # Others lie at an end or beyond it, where they stay however many channels go.
         if 0 < abs(number) < len(line):
             where = Attribute(call.index, name) if name in call.attributes else Operand(call.index, position)
-            if isinstance(where, Operand) and not _is_stored(call, position):
+            if isinstance(where, Operand) and not _writable(call, position, at):
                 return COMPUTED_CUT
             counted = line[:number] if number > 0 else line[number:]
             sizes.append(SizeUse(where, at, counted, 1 if number > 0 else -1))
@@ -85,9 +85,9 @@ def _entry(numbers: Sequence[int | None] | None, at: int) -> int | None:
     return numbers[at] if numbers is not None and at < len(numbers) else None
 
 
-def _is_stored(call: Call, position: int) -> bool:
+def _writable(call: Call, position: int, at: int) -> bool:
     value = call.operands[position]
-    return value is not None and value.constant is not None
+    return value is not None and value.writable(at)
 
 
 def trace_gather(call: Call) -> Effect:
@@ -132,4 +132,5 @@ def moves_by_channels(call: Call) -> str:
 register(
     OpRule("Slice", trace_slice, law=Law.MOVE, guard=moves_by_channels),
     OpRule("Gather", trace_gather, law=Law.MOVE, guard=moves_by_channels),
+    role=Role.JOINS,
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_condense.known import Known
+from onnx_condense.known import Known, Pieces
 from onnx_condense.plan import ConstantUse, FloatArray, IndexUse, IntArray, LinearUse, SizeUse, SplitUse
 from onnx_condense.shapes import Shape
 
@@ -23,7 +23,7 @@ class Law(enum.Enum):
     """What is known of an element-wise op f beyond being a function; what the lossless proofs may use."""
 
     ANY = "a continuous function: equal arguments give equal results"
-    STEP = "jumps: arguments equal up to rounding may give other results"
+    STEP = "jumps: only arguments equal to the last bit give equal results"
     IDENTITY = "f(a) = a"
     NEGATE = "f(a) = -a"
     HOMOGENEOUS = "f(r a) = r f(a) for r > 0"
@@ -40,6 +40,17 @@ class Law(enum.Enum):
     PADDED = "as MOVE, but zeros come in: f(r a) = r f(a)"
 
 
+class Role(enum.Enum):
+    """What an op does to channels."""
+
+    WRITES = "reads and writes"
+    READS = "reads"
+    CARRIES = "carries"
+    MOVES = "moves"
+    JOINS = "joins and picks"
+    BARRIER = "barrier"
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """One operand as a rule sees it.
@@ -48,6 +59,7 @@ class Value:
     shape: None where the rank is unknown; constant: its stored value, or None where it is computed.
     known: what is known of a small 1-d integer tensor even where it is computed: a number, the axis
     whose size it is, or None per element.
+    pieces: per element of a computed list that lays out a result, the stored number that is moved there, or None.
     """
 
     name: str
@@ -55,6 +67,16 @@ class Value:
     shape: Shape | None
     constant: npt.NDArray[Any] | None
     known: Known | None = None
+    pieces: Pieces = ()
+
+    def writable(self, at: int) -> bool:
+        """Whether another number can be put at a position of this list of integers, for one reader alone."""
+        if self.constant is not None:
+            return True
+        known = (None,) if self.known is None else self.known
+        if all(isinstance(n, int) for n in known):
+            return True
+        return at < min(len(self.pieces), len(known)) and self.pieces[at] == known[at] is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +132,19 @@ def never(_: Call) -> str:
 class OpRule:
     """Everything the package knows of one op kind, for opsets since <= version <= until.
 
+    role: see `Role`; of a barrier, reason: why channels stay, and advice: what a caller can do about it, or "".
     trace: how channels pass; law: see `Law`; centre: of an odd op, f(-a) = 2 centre - f(a).
     refine: the law of one node from its attributes and constant operands (None where computed), instead of `law`.
     affine: of an op with Law.AFFINE. bias: position of an operand that is added to a linear op's rows; flat_bias:
-    it has one axis whatever the rank of the result.
+    it has one axis whatever the rank of the result. in_bias: of an op that makes more of the product than its result,
+    numbers [O] for the rows laid out like that operand, given the weight's shape.
     absorbs: (position, factor): adding s to the first operand is adding factor s to the operand at the position.
     multiple: widths that are multiples of it run well (docs/benchmarks.md); others may be slower than wider ones.
     per_channel: not element-wise, but each channel by itself, with vectors that have one number per channel.
     pads: of a filter, whether zeros beside the activation are read, from its attributes and its kernel's shape.
     guard: a reason to treat this node as a barrier after all, or "".
+    activation: of an op that applies a function to its own sums, which one, from its attributes. What is added to the
+    sums then has to go into the op's own bias. residual: position of a tensor that is added before.
     """
 
     op: str
@@ -131,24 +157,39 @@ class OpRule:
     affine: Affine | None = None
     bias: int | None = None
     flat_bias: bool = False
+    in_bias: Callable[[FloatArray, Sequence[int]], FloatArray] | None = None
     absorbs: tuple[int, float] | None = None
     multiple: int = 1
     per_channel: bool = False
     pads: Callable[[Mapping[str, Any], Sequence[int]], bool] | None = None
     guard: Callable[[Call], str] = never
     refine: Callable[[Mapping[str, Any], Constants], Law] | None = None
+    role: Role = Role.CARRIES
+    reason: str = ""
+    advice: str = ""
+    activation: Callable[[Mapping[str, Any]], Activation | None] | None = None
+    residual: int | None = None
 
     def law_of(self, attributes: Mapping[str, Any], constants: Constants) -> Law:
         """What is known of one node of this kind."""
         return self.law if self.refine is None else self.refine(attributes, constants)
 
 
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A function that an op applies to its own sums: the record of the op that is that function, and the function."""
+
+    rule: OpRule
+    of: Callable[[FloatArray], FloatArray]
+
+
 _RULES: dict[tuple[str, str], list[OpRule]] = {}
 
 
-def register(*rules: OpRule) -> None:
-    """Add records; ranges of one op must not overlap."""
-    for rule in rules:
+def register(*rules: OpRule, role: Role | None = None) -> None:
+    """Add records; ranges of one op must not overlap. role: of all of them, instead of their own."""
+    for given in rules:
+        rule = given if role is None else dataclasses.replace(given, role=role)
         known = _RULES.setdefault((rule.domain, rule.op), [])
         assert all(rule.since > k.until or rule.until < k.since for k in known), rule.op
         known.append(rule)

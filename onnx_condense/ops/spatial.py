@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnx_condense.ops.layout import COMPUTED_AXES, UNKNOWN_RANK, checked, copied, numbers_of, places_of, stated
-from onnx_condense.ops.registry import Call, Constants, Effect, Law, OpRule, Value, register
+from onnx_condense.ops.registry import Call, Constants, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import IntArray, Operand, SizeUse
 
 POOLED = "channels on an axis that is pooled"
@@ -16,7 +16,7 @@ REDUCED = "reduced over the channels"
 PADDED = "padded along the channels, or by sizes that are not known"
 FILLED = "padded with a value other than zero"
 RESIZED = "resized along the channels, or to sizes that are not known"
-COMPUTED_WIDTH = "resized to a computed size that names the width"
+COMPUTED_WIDTH = "resized to a width that is computed in the graph"
 CROPPED = "crops and fills in (tf_crop_and_resize)"
 INDICES = "gives the places of the largest elements"
 
@@ -125,14 +125,16 @@ def _named_places(call: Call, rank: int) -> tuple[int, ...] | None:
     return places_of(call.attributes.get("axes") or range(rank), rank)
 
 
-def _scales(call: Call) -> list[float] | None:
-    """Stored scales: an attribute of Upsample 7, the second operand up to Resize 10, the third from 11 on."""
+def _scales(call: Call) -> Sequence[float | None] | None:
+    """Scales that are known: an attribute of Upsample 7, the second operand up to Resize 10, the third from 11 on."""
     if "scales" in call.attributes:
         return list(call.attributes["scales"])
     value: Value | None = call.operands[-1] if len(call.operands) == 2 else None
     if len(call.operands) > 2:
         value = call.operands[2]
-    return None if value is None or value.constant is None else value.constant.reshape(-1).tolist()
+    if value is None or value.constant is None:
+        return None if value is None else value.pieces
+    return list(value.constant.reshape(-1).tolist())
 
 
 def _resized_to(call: Call, x: Value, labels: IntArray, sizes: Value, at: int) -> Effect:
@@ -145,7 +147,7 @@ def _resized_to(call: Call, x: Value, labels: IntArray, sizes: Value, at: int) -
         return checked(call, labels, labels)
     if not stretched or numbers is None or len(numbers) <= at or numbers[at] != width:
         return Effect(None, pins=((labels, RESIZED),))
-    if sizes.constant is None:
+    if not sizes.writable(at):
         return Effect(None, pins=((labels, COMPUTED_WIDTH),))
     effect = checked(call, labels, labels)
     if effect.output is None:
@@ -204,4 +206,5 @@ register(
     OpRule("Pad", trace_pad, since=2, refine=pad_law),
     OpRule("Upsample", trace_resize, since=7, law=Law.MOVE),
     OpRule("Resize", trace_resize, since=10, law=Law.MOVE, guard=_crops),
+    role=Role.MOVES,
 )

@@ -20,6 +20,7 @@ from onnx_condense.rewrite.draft import (
     draft_weight,
     kept_positions,
 )
+from onnx_condense.rewrite.lists import write_lists
 from onnx_condense.rewrite.store import drop_unused, insert_biases, set_shape, write_attributes, write_constants
 
 __all__ = ["apply_plan", "kept_positions"]
@@ -47,7 +48,7 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     proto = onnx.ModelProto()
     proto.CopyFrom(inlined(network))
     write_attributes(draft, proto)
-    roots = write_constants(draft, proto) | insert_biases(draft, proto)
+    roots = write_constants(draft, proto) | write_lists(draft, proto) | insert_biases(draft, proto)
     drop_unused(network, proto, roots)
     _patch_shapes(draft, view, proto)
     return proto

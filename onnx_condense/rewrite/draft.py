@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from onnx_condense import ops
 from onnx_condense.errors import DefectError
@@ -33,11 +34,13 @@ class Draft:
     network: Network
     gone: npt.NDArray[np.bool_]
     values: dict[Operand, Array] = dataclasses.field(default_factory=dict)
-    new_bias: dict[int, Array] = dataclasses.field(default_factory=dict)
+    new_bias: dict[Operand, Array] = dataclasses.field(default_factory=dict)
     add_after: dict[int, Array] = dataclasses.field(default_factory=dict)
     attributes: dict[Attribute, int | list[int]] = dataclasses.field(default_factory=dict)
-    # Operands that a node does not have yet, and attributes that it has to lose.
+    # Lists of numbers that a node does not have yet or computes, and attributes that it has to lose.
     new_operands: dict[Operand, Array] = dataclasses.field(default_factory=dict)
+    # Positions in a computed list, and the numbers that come there.
+    lists: dict[Operand, dict[int, int]] = dataclasses.field(default_factory=dict)
     without: set[Attribute] = dataclasses.field(default_factory=set)
 
     def current(self, operand: Operand) -> Array:
@@ -66,15 +69,17 @@ def draft_weight(draft: Draft, use: LinearUse, updated: FloatArray | None) -> No
     stored = draft.current(use.weight)
     # The columns of every group are the same ones: they are stored once.
     keep_in = np.flatnonzero(~draft.gone[use.columns[: len(use.columns) // use.groups]])
-    keep_out = np.flatnonzero(~draft.gone[use.rows])
-    if updated is None and len(keep_in) == use.columns.size // use.groups and len(keep_out) == use.rows.size:
+    cut = draft.gone[use.rows].any()
+    if updated is None and len(keep_in) == use.columns.size // use.groups and not cut:
         return
     value = stored
     if updated is not None:
         value = use.as_stored(updated, stored).astype(stored.dtype)
     value = value.take(keep_in, axis=use.in_axis)
-    if use.out_axis is not None:
-        value = value.take(keep_out, axis=use.out_axis)
+    if cut:
+        *_, last = use.row_axes
+        rows = use.rows.reshape([stored.shape[axis] for axis in use.row_axes])
+        value = value.take(kept_positions(rows, rows.ndim - 1, draft.gone), axis=last)
     draft.values[use.weight] = value
 
 
@@ -107,9 +112,7 @@ def _draft_count(draft: Draft, use: SizeUse) -> None:
     if kept == len(use.labels):
         return
     if isinstance(use.operand, Operand):
-        value = draft.current(use.operand).copy()
-        value.reshape(-1)[use.index] = _counted(use, kept, value.dtype)
-        draft.values[use.operand] = value
+        _draft_number(draft, use, use.operand, kept)
         return
     number = _counted(use, kept, np.dtype(np.int64))
     now = draft.attributes.get(use.operand, draft.network.nodes[use.operand.node].attributes.get(use.operand.name))
@@ -117,6 +120,23 @@ def _draft_count(draft: Draft, use: SizeUse) -> None:
         draft.attributes[use.operand] = [*now[: use.index], number, *now[use.index + 1 :]]
     else:
         draft.attributes[use.operand] = number
+
+
+def _draft_number(draft: Draft, use: SizeUse, where: Operand, kept: int) -> None:
+    """A number in a list: stored, in one that is known as a whole, or moved there from where it is stored."""
+    network, name = draft.network, draft.network.nodes[where.node].inputs[where.position]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(network.types.get(name, onnx.TensorProto.INT64))
+    numbers = network.known(name) or ()
+    if network.root(name):
+        value = draft.current(where).copy()
+        value.reshape(-1)[use.index] = _counted(use, kept, value.dtype)
+        draft.values[where] = value
+    elif all(isinstance(n, int) for n in numbers):
+        value = draft.new_operands.get(where, np.array(numbers, dtype)).copy()
+        value[use.index] = _counted(use, kept, dtype)
+        draft.new_operands[where] = value
+    else:
+        draft.lists.setdefault(where, {})[use.index] = _counted(use, kept, dtype)
 
 
 def _counted(use: SizeUse, kept: int, dtype: np.dtype[Any]) -> int:
@@ -131,7 +151,7 @@ def _draft_split(draft: Draft, use: SplitUse) -> None:
     node = draft.network.nodes[use.where.node]
     if isinstance(use.where, Attribute):
         draft.attributes[use.where] = sizes
-    elif len(node.inputs) > use.where.position and node.inputs[use.where.position]:
+    elif len(node.inputs) > use.where.position and draft.network.root(node.inputs[use.where.position]):
         draft.values[use.where] = np.array(sizes, np.int64)
     else:
         draft.new_operands[use.where] = np.array(sizes, np.int64)
@@ -153,21 +173,35 @@ def _draft_indices(draft: Draft, use: IndexUse) -> None:
 def draft_offset(draft: Draft, use: LinearUse, offset: FloatArray) -> None:
     """Put an offset [rows kept] into the bias that follows the reader; make one where there is none."""
     node = draft.network.nodes[use.weight.node]
+    if use.inside:
+        _offset_inside(draft, use, node, offset)
+        return
     rank = len(draft.network.shape(node.outputs[0]) or ())
     trailing = 0 if use.result_axis is None else rank - 1 - use.result_axis
-    shaped = offset.reshape((-1, *(1,) * trailing)) if use.result_axis is not None else offset.reshape(())
+    shaped = offset.reshape(() if use.result_axis is None else use.spread or (-1, *(1,) * trailing))
     rule = ops.find(node.domain, node.op, node.opset)
     at = None if rule is None else rule.bias
     own = offset if rule is not None and rule.flat_bias else shaped
     if at is not None and _own_bias(draft, node, at, own):
         return
-    if _following_bias(draft, use, node, shaped):
+    # Behind an activation it would be too late.
+    if (rule is None or rule.activation is None) and _following_bias(draft, use, node, shaped):
         return
     dtype = draft.current(use.weight).dtype
     if at is not None and not _beta(node, at):
-        draft.new_bias[node.index] = own.astype(dtype)
+        draft.new_bias[Operand(node.index, at)] = own.astype(dtype)
     else:
         draft.add_after[node.index] = shaped.astype(dtype)
+
+
+def _offset_inside(draft: Draft, use: LinearUse, node: Node, offset: FloatArray) -> None:
+    """Add an offset to the bias of an op that makes more of its product than its result."""
+    rule, weight = ops.find(node.domain, node.op, node.opset), draft.current(use.weight)
+    if rule is None or rule.in_bias is None or rule.bias is None:
+        raise DefectError("no-bias", f"{node.place} has no bias that could take an offset")
+    own = rule.in_bias(offset, weight.shape)
+    if not _own_bias(draft, node, rule.bias, own):
+        draft.new_bias[Operand(node.index, rule.bias)] = own.astype(weight.dtype)
 
 
 def _own_bias(draft: Draft, node: Node, at: int, offset: FloatArray) -> bool:
@@ -199,7 +233,7 @@ def _following_bias(draft: Draft, use: LinearUse, node: Node, offset: FloatArray
     factor = 1.0
     if rule.law is ops.Law.ADD:
         operand = Operand(after.index, 1 - position)
-    elif rule.absorbs is not None and position == 0 and use.result_axis == 1:
+    elif rule.absorbs is not None and position == 0 and use.result_axis == 1 and not use.spread:
         at, factor = rule.absorbs
         operand, offset = Operand(after.index, at), offset.reshape(-1)
     else:

@@ -25,7 +25,7 @@ def write_constants(draft: Draft, proto: onnx.ModelProto) -> set[str]:
     for operand in draft.values:
         name = network.nodes[operand.node].inputs[operand.position]
         by_root.setdefault(network.root(name), []).append(operand)
-    store = _Store(network, proto)
+    store = Store(network, proto)
     for root, operands in by_root.items():
         direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
         free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
@@ -62,7 +62,7 @@ class _Names:
         return name
 
 
-class _Store:
+class Store:
     """The stored tensors of the copy, by name."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
@@ -106,7 +106,7 @@ class _Store:
             set_shape(self._declared[root], dict(enumerate(value.shape)))
 
 
-def _write_versions(draft: Draft, store: _Store, root: str, operands: Iterable[Operand], free: bool) -> None:
+def _write_versions(draft: Draft, store: Store, root: str, operands: Iterable[Operand], free: bool) -> None:
     """Store each distinct value once; the first takes the original's place if nothing else needs that."""
     stored: dict[tuple[tuple[int, ...], bytes], str] = {}
     for operand in operands:
@@ -123,7 +123,7 @@ def _write_versions(draft: Draft, store: _Store, root: str, operands: Iterable[O
 
 def write_attributes(draft: Draft, proto: onnx.ModelProto) -> None:
     """Attributes that count channels, and lists of sizes that a node had no need for so far."""
-    store = _Store(draft.network, proto)
+    store = Store(draft.network, proto)
     nodes = proto.graph.node
     for attribute in draft.without:
         node = nodes[attribute.node]
@@ -175,18 +175,20 @@ def _with_sources(network: Network, roots: Iterable[str]) -> set[str]:
 
 
 def insert_biases(draft: Draft, proto: onnx.ModelProto) -> set[str]:
-    """Gemm without C gets one; other readers get an Add behind them that takes over their output name.
+    """Ops without their bias get one; other readers get an Add behind them that takes over their output name.
 
     Returns:
         Names of constants that lost a reader.
     """
     left = set()
-    store = _Store(draft.network, proto)
-    by_output = {node.output[0]: i for i, node in enumerate(proto.graph.node) if node.output}
-    for index, value in sorted(draft.new_bias.items()):
-        node = proto.graph.node[by_output[draft.network.nodes[index].outputs[0]]]
-        left |= {root for name in node.input[2:] if (root := draft.network.root(name))}
-        node.input[:] = [*node.input[:2], store.add(f"{node.output[0]}_bias", value)]
+    store = Store(draft.network, proto)
+    by_output = {name: i for i, node in enumerate(proto.graph.node) for name in node.output if name}
+    for operand, value in sorted(draft.new_bias.items(), key=lambda item: item[0].node):
+        result, at = draft.network.nodes[operand.node].result, operand.position
+        node = proto.graph.node[by_output[result]]
+        node.input.extend([""] * (at + 1 - len(node.input)))
+        left |= {root} if (root := draft.network.root(node.input[at])) else set()
+        node.input[at] = store.add(f"{result}_bias", value)
         for attribute in [a for a in node.attribute if a.name == "beta"]:
             node.attribute.remove(attribute)
     # Last node first, so that the places of the others stay.
