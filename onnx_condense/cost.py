@@ -89,7 +89,8 @@ class _Axis:
 class WidthCosts:
     """Parameters of the condensed network as a function of the widths of its spaces.
 
-    Follows what the rewrite does: a constant whose uses are cut alike stays stored once, others are cloned.
+    Follows what the rewrite does: a constant whose uses are cut alike stays stored once, others are cloned, and so are
+    the uses of different views of it.
     Biases that the refit may add are left out (a few numbers per reader).
     """
 
@@ -99,25 +100,26 @@ class WidthCosts:
         self._total = count_parameters(network.proto)
         # Tags of readers: those of one group share theirs.
         group = {u: g for g, uses in enumerate(view.shared, 1) for u in uses}
-        # Per stored constant, per use: its axes (of a weight: rows, columns, taps), and the tag of its reader.
-        self._uses: dict[str, list[tuple[tuple[_Axis, ...], int]]] = {}
+        # Per stored constant, per use: its axes (of a weight: rows, columns, taps), the tag of its reader and the view.
+        self._uses: dict[str, list[tuple[tuple[_Axis, ...], int, str]]] = {}
         for i, use in enumerate(view.linear):
             name = network.nodes[use.weight.node].inputs[use.weight.position]
+            tag = group.get(i, -1 - i)
             rows = self._axis(use.rows) if use.rows.size else _Axis(1, ())
             axes = (rows, self._axis(use.columns[: len(use.columns) // use.groups]), _Axis(use.taps, ()))
-            self._uses.setdefault(network.root(name), []).append((axes, group.get(i, -1 - i)))
+            self._uses.setdefault(_source(network, name), []).append((axes, tag, network.root(name)))
         for constant in view.constants:
             name = network.nodes[constant.operand.node].inputs[constant.operand.position]
             value = network.constant(name)
             assert value is not None
             labels = np.broadcast_to(constant.labels, value.shape)
             lines = tuple(self._axis(_line(labels, axis)) for axis in range(labels.ndim))
-            self._uses.setdefault(network.root(name), []).append((lines, NO_READER))
+            self._uses.setdefault(_source(network, name), []).append((lines, NO_READER, network.root(name)))
         self._held = _held(network, {r: len(uses) for r, uses in self._uses.items()})
         self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
         self._touching: dict[int, list[str]] = {}
         for root, uses in self._uses.items():
-            for s in sorted({s for axes, _ in uses for a in axes for s, _ in a.spaces}):
+            for s in sorted({s for axes, *_ in uses for a in axes for s, _ in a.spaces}):
                 self._touching.setdefault(s, []).append(root)
 
     def _axis(self, labels: IntArray) -> _Axis:
@@ -139,30 +141,35 @@ class WidthCosts:
     def _stored(self, root: str, widths: Sequence[int]) -> int:
         # What something else reads as it is stays as it is.
         versions: dict[tuple[object, ...], int] = {(): self._elements[root]} if root in self._held else {}
-        for axes, tag in self._uses[root]:
+        for axes, tag, seen in self._uses[root]:
             cut = tuple(tuple(s for s, _ in a.spaces if widths[s] < self._full[s]) for a in axes)
             # Readers that are refitted apart get different numbers even where the same columns go.
             refitted = tag if tag != NO_READER and cut[1] else None
-            key = (*cut, refitted) if any(cut) else ()
+            key = (*cut, refitted, seen) if any(cut) else ()
             versions[key] = _elements(axes, widths)
         return sum(versions.values())
 
 
 def _held(network: Network, tracked: Mapping[str, int]) -> frozenset[str]:
-    """Constants that are also read where no channel is cut, and by how many the analysis follows."""
+    """Stored constants that are also read where no channel is cut, and by how many the analysis follows."""
     reads = collections.Counter(
-        network.root(name)
+        _source(network, name)
         for node in network.nodes
-        # A copy of a constant is no reader: its own readers are counted.
+        # A copy or view of a constant is no reader: its own readers are counted.
         if not (node.outputs and network.root(node.outputs[0]))
         for name in node.inputs
         if name
     )
-    outside = {network.root(name) for name in (*network.outputs, *network.captured)}
-    held = {r for r, uses in tracked.items() if reads[r] > uses or r in outside}
-    # What a view is made of stays stored if something else is made of it, or reads it.
-    shared = {r for r in tracked if any(reads[network.root(name)] > 1 for name in network.sources(r)[:1])}
-    return frozenset(held | shared)
+    outside = {_source(network, name) for name in (*network.outputs, *network.captured)}
+    return frozenset(r for r, uses in tracked.items() if reads[r] > uses or r in outside)
+
+
+def _source(network: Network, name: str) -> str:
+    """What is stored of a constant that may be a view of it; "" of what is computed."""
+    root = network.root(name)
+    while made_of := network.sources(root):
+        root = network.root(made_of[0])
+    return root
 
 
 def _line(labels: IntArray, axis: int) -> IntArray:

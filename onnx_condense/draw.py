@@ -5,6 +5,7 @@ Drawn feeds only have to run and to reach every part of the network; they say no
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx_condense.data import InputSpec, input_specs
 from onnx_condense.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnx
 
@@ -22,16 +23,48 @@ if TYPE_CHECKING:
 SIZES = (2, 3, 5)
 """What symbolic and unknown dimensions take, one feed each; primes, so that no reshape fits by accident."""
 
+LARGER = ((32, 64, 96), (128, 256, 384), (1024, 2048, 4096), (16384, 32768, 65536))
+"""What they take where a network needs more: kernels without pads, sizes that are halved and doubled again, sound."""
+
+MOST = 2**22
+"""Elements of one feed at most, if it is not of the smallest sizes."""
+
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 _CARRIES_VALUES = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"})
 _DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 
 
-def draw_feeds(graph: onnx.GraphProto, seed: int) -> list[dict[str, Array]]:
-    """Three feeds whose symbolic dimensions are 2, then 3, then 5; fixed ones as declared.
+def drawings(graph: onnx.GraphProto, seed: int) -> Iterator[list[dict[str, Array]]]:
+    """Sets of three feeds for a network to try in turn, from small ones to large ones, each with other shapes.
+
+    First all free dimensions are small; then all but the rows, which are first axes and whatever goes by the name of
+    one; then those too. See `draw_feeds`.
+
+    Raises:
+        ModelError: see `draw_feeds`.
+    """
+    seen = []
+    for rows, sizes in ((SIZES, SIZES), *((SIZES, s) for s in LARGER), *((s, s) for s in LARGER)):
+        shapes = [_shapes(input_specs(graph), *both) for both in zip(rows, sizes, strict=True)]
+        small = sizes == SIZES or all(sum(map(math.prod, s.values())) <= MOST for s in shapes)
+        if small and shapes not in seen:
+            seen.append(shapes)
+            yield draw_feeds(graph, seed, rows, sizes)
+
+
+def draw_feeds(
+    graph: onnx.GraphProto, seed: int, rows: Sequence[int] = SIZES, sizes: Sequence[int] = SIZES
+) -> list[dict[str, Array]]:
+    """Feeds whose symbolic dimensions are 2, then 3, then 5; fixed ones as declared.
 
     Floats are N(0, 1). Integers lie in [0, rows) of the smallest constant that they index through Gather, directly or
     through ops that only move or cast them; other integers and booleans in {0, 1}.
+
+    Args:
+        graph: the network's.
+        seed: of the values.
+        rows: what first axes take instead, one feed each.
+        sizes: what other axes take instead.
 
     Returns:
         One dict per feed, input name to array of the declared dtype and rank; the same for the same graph and seed.
@@ -42,11 +75,21 @@ def draw_feeds(graph: onnx.GraphProto, seed: int) -> list[dict[str, Array]]:
     specs = input_specs(graph)
     limits = {spec.name: _index_limit(graph, spec) for spec in specs if spec.dtype.kind in "iu"}
     rng = np.random.default_rng(seed)
-    return [{spec.name: _draw(spec, size, limits, rng) for spec in specs} for size in SIZES]
+    shapes = [_shapes(specs, *both) for both in zip(rows, sizes, strict=True)]
+    return [{spec.name: _draw(spec, shape[spec.name], limits, rng) for spec in specs} for shape in shapes]
 
 
-def _draw(spec: InputSpec, size: int, limits: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = tuple(dim if isinstance(dim, int) else size for dim in spec.shape)
+def _shapes(specs: Sequence[InputSpec], rows: int, size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of one feed, by input name."""
+    counted = {spec.shape[0] for spec in specs if spec.shape} - {None}
+    found: dict[str, tuple[int, ...]] = {}
+    for spec in specs:
+        free = [rows if dim in counted or (dim is None and axis == 0) else size for axis, dim in enumerate(spec.shape)]
+        found[spec.name] = tuple(d if isinstance(d, int) else n for d, n in zip(spec.shape, free, strict=True))
+    return found
+
+
+def _draw(spec: InputSpec, shape: tuple[int, ...], limits: Mapping[str, int], rng: np.random.Generator) -> Array:
     if spec.dtype.name in _FLOATS:
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
     if spec.dtype.kind in "biu":

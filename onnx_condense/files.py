@@ -64,7 +64,7 @@ def copy_unchanged(network: Network, path: Path) -> None:
     names = external_files(network.proto)
     folder = network.weights.folder
     check_target(path, "OUT", path, folder, names)
-    data = serialized(network.proto) if network.path is None else network.path.read_bytes()
+    data = serialized(network.given) if network.path is None else network.path.read_bytes()
     with contextlib.ExitStack() as undo:
         if folder.resolve() != path.parent.resolve():
             _copy_weights(folder, path.parent, names, undo)

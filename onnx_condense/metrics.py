@@ -137,6 +137,11 @@ class Judge:
                     output.name,
                 )
 
+    @property
+    def empty(self) -> bool:
+        """Whether some output has no elements on any of the samples, so that nothing is judged by it."""
+        return any(not any(y[i].size for y, _ in self._dense) for i in range(len(self._outputs)))
+
     def _passes(self, session: Session) -> list[tuple[list[Array], IntArray]]:
         return [(run(session, b.feed), b.samples) for b in self._samples.batches(self._indices, self._rows)]
 

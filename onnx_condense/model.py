@@ -1,43 +1,51 @@
-"""A network on disk and in memory: reading, a connected read-only view, and atomic writing.
+"""A network on disk and in memory: reading, a connected read-only view, and its bytes.
 
-Owns every quirk of onnx-graphsurgeon, protobuf and external data. The ModelProto is the source of truth and
-keeps every field; graphsurgeon only supplies the connected view (its exporter would drop metadata and sharing).
+The ModelProto is the source of truth and keeps every field; `nodes` supplies the view of its nodes, `canonical` what
+has to be put right before there can be one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
-from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnx_condense.canonical import canonical, written_by_onnxruntime
 from onnx_condense.errors import ModelError
 from onnx_condense.external import Source, byte_count, external_tensors
 from onnx_condense.hints import Facts, Hints, facts_of, hints_of
 from onnx_condense.known import Knowledge, Known, Pieces
+from onnx_condense.nodes import Node, bodies_of, nodes_of, plain
 from onnx_condense.plan import IntArray
 from onnx_condense.runtime import run_node
 from onnx_condense.shapes import Shape, infer
 
-G_LOGGER.severity = G_LOGGER.ERROR
-G_LOGGER.colors = False
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "TOO_LARGE",
+    "Network",
+    "Node",
+    "bodies_of",
+    "inlined",
+    "load",
+    "replace_tensor",
+    "serialized",
+]
 
 PROTOBUF_LIMIT = 2**31 - 1
 TOO_LARGE = "is over 2 GiB, which one protobuf file can't hold; store its weights as external data"
 
-# Ops that only lay out a constant in another way.
-_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Ops that only lay out a constant in another way, or give it in another float type.
+_VIEWS = frozenset({"Cast", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _VIEWED = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
+_CAST_FROM = _VIEWED | {onnx.TensorProto.BFLOAT16}
 
 # How often shapes may tell of further shapes (a Reshape whose own shape is made of the result of another one).
 ROUNDS = 16
@@ -46,36 +54,12 @@ ROUNDS = 16
 SMALL = 8192
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Node:
-    """One node of the main graph. inputs: tensor names, "" for one left out; opset: version of its domain."""
-
-    index: int
-    op: str
-    domain: str
-    opset: int
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-    captured: frozenset[str]
-
-    @property
-    def place(self) -> str:
-        """How messages name this node."""
-        return f"{self.name or self.result or 'unnamed'} ({self.op})"
-
-    @property
-    def result(self) -> str:
-        """The first output that is asked for; "" where none is."""
-        return next(filter(None, self.outputs), "")
-
-
 class Network:
     """A read-only view over one ModelProto.
 
     Attributes:
         proto: the network; never changed through this view.
+        given: the network as it came, which `proto` is but for the order of nodes and declarations (see `canonical`).
         path: the file it came from, or None.
         nodes: the main graph's nodes in file order.
         inputs: names of graph inputs that are not initializers.
@@ -85,20 +69,21 @@ class Network:
         functions: (domain, op type) of the functions that the model brings along; these hide standard ops.
     """
 
-    def __init__(self, proto: onnx.ModelProto, path: Path | None = None) -> None:
+    def __init__(self, proto: onnx.ModelProto, path: Path | None = None, given: onnx.ModelProto | None = None) -> None:
         self.proto = proto
+        self.given = proto if given is None else given
         self.path = path
         self.weights = Source(path.parent if path else Path(), str(path or "the network"))
         # Shape inference reads the values of small tensors (sizes, axes), wherever they lie.
         self.shapes, self.types = infer(self._with_inside(SMALL))
-        self.functions = frozenset((_plain(f.domain), f.name) for f in proto.functions)
+        self.functions = frozenset((plain(f.domain), f.name) for f in proto.functions)
         self._stored = {t.name: t for t in proto.graph.initializer}
         declared = {i.name for i in proto.graph.input}
         # From IR 4 on an initializer that is also an input is a default that the caller may override.
         self.overridable = frozenset(self._stored.keys() & declared) if proto.ir_version >= 4 else frozenset()
         self.inputs = tuple(i.name for i in proto.graph.input if i.name not in self._stored)
         self.outputs = tuple(o.name for o in proto.graph.output)
-        self.nodes = tuple(_nodes(proto))
+        self.nodes = tuple(nodes_of(proto))
         self._aliases: dict[str, str] = {}
         self._constants: dict[str, npt.NDArray[Any]] = {}
         self._views: dict[str, Node] = {}
@@ -137,19 +122,29 @@ class Network:
 
     def _is_view(self, node: Node) -> bool:
         known = node.op in _VIEWS and not node.domain and self.types.get(node.outputs[0]) in _VIEWED
-        return known and all(self.root(name) for name in node.inputs if name)
+        if not known or not all(self.root(name) for name in node.inputs if name):
+            return False
+        return node.op != "Cast" or self._stored_type(self.root(node.inputs[0])) in _CAST_FROM
+
+    def _stored_type(self, root: str) -> int | None:
+        return self._stored[root].data_type if root in self._stored else self.types.get(root)
 
     def root(self, name: str) -> str:
         """The initializer, Constant output or view that a tensor is a copy of, or "" where it is computed.
 
-        A view is a constant in another shape or order (a transposed weight, a bias unsqueezed for its Add).
+        A view is a constant in another shape, order or float type (a transposed weight, a bias unsqueezed for its
+        Add, a weight stored in half precision and cast for its reader).
         """
         if name in self._stored and name not in self.overridable:
             return name
         return self._aliases.get(name, "")
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """The value of a constant tensor, or None where it is computed, overridable or sparse."""
+        """The value of a constant tensor, or None where it is computed, overridable or sparse.
+
+        A view that is wider than what is stored has the stored type, so that its dtype tells how it was rounded;
+        `dtype` tells what its readers get.
+        """
         root = self.root(name)
         if not root:
             return None
@@ -162,9 +157,22 @@ class Network:
             return self.array(self._stored[root])
         if root not in self._views:
             return self._constant_node(root)
-        node = self.proto.graph.node[self._views[root].index]
-        operands = (self.constant(name) for name in node.input if name)
-        return run_node(self.proto, node, [value for value in operands if value is not None])
+        view = self._views[root]
+        found = (self.constant(name) for name in view.inputs if name)
+        operands = [value for value in found if value is not None]
+        first = operands[0]
+        if view.op == "Cast" and self.dtype(root).itemsize >= first.itemsize:
+            return first
+        # ONNX Runtime takes no arrays of the types that numpy does not know; single precision holds these exactly.
+        operands[0] = first.astype(np.float32) if first.dtype.kind == "V" else first
+        moved = run_node(self.proto, self.proto.graph.node[view.index], operands)
+        return moved if view.op == "Cast" else moved.astype(first.dtype, copy=False)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type in which the readers of a constant get it; of what is computed the type inferred, else float32."""
+        root = self.root(name)
+        kind = self._stored_type(root) if root else self.types.get(name)
+        return onnx.helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT)
 
     def sources(self, root: str) -> tuple[str, ...]:
         """What a view is made of; nothing for what is stored."""
@@ -247,11 +255,6 @@ class Network:
         return self._knowledge.traces(name)
 
 
-def _plain(domain: str) -> str:
-    """The default domain has two names."""
-    return "" if domain == "ai.onnx" else domain
-
-
 def _constant_attribute(node: onnx.NodeProto) -> str:
     """Which attribute of a Constant node holds a dense tensor or numbers, or ""."""
     names = ("value", "value_float", "value_floats", "value_int", "value_ints")
@@ -264,64 +267,6 @@ def _constant_value(node: onnx.NodeProto, array: Any) -> npt.NDArray[Any]:
     if attribute.name == "value":
         return np.asarray(array(value))
     return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[Node]:
-    """The main graph's nodes, each tied to its proto by position."""
-    versions = {_plain(o.domain): o.version for o in proto.opset_import}
-    view = _surgeon_view(proto)
-    for index, (node, raw) in enumerate(zip(view.nodes, proto.graph.node, strict=True)):
-        domain = _plain(raw.domain)
-        yield Node(
-            index=index,
-            op=node.op,
-            domain=domain,
-            opset=versions.get(domain, 1),
-            name=node.name,
-            inputs=tuple(raw.input),
-            outputs=tuple(raw.output),
-            attributes={k: v for k, v in node.attrs.items() if not isinstance(v, gs.Graph)},
-            captured=frozenset().union(*(_captured(v) for v in node.attrs.values() if isinstance(v, gs.Graph))),
-        )
-
-
-def _surgeon_view(proto: onnx.ModelProto) -> gs.Graph:
-    try:
-        return gs.import_onnx(proto)
-    except UnicodeDecodeError:
-        # Strings need not be UTF-8 in ONNX; no rule reads them, so the view may go without.
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        for nodes in (copy.graph.node, *(f.node for f in copy.functions)):
-            _clear_strings(nodes)
-        return gs.import_onnx(copy)
-
-
-def _clear_strings(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.s:
-                attribute.s = b""
-            del attribute.strings[:]
-            for body in bodies_of(attribute):
-                _clear_strings(body.node)
-
-
-def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that an attribute holds."""
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
-
-
-def _captured(graph: gs.Graph) -> frozenset[str]:
-    """Names that a body takes from outside (a superset is harmless: it only pins more)."""
-    names = {t.name for node in graph.nodes for t in node.inputs if t.name} | {t.name for t in graph.outputs}
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                names |= _captured(value)
-    return frozenset(names)
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
@@ -355,14 +300,28 @@ def _checked(proto: onnx.ModelProto, path: Path | None, label: str) -> Network:
     source = Source(path.parent if path else Path(), label)
     for tensor in external_tensors(proto):
         source.check(tensor)
+    usual = canonical(proto, label)
     try:
-        onnx.checker.check_model(str(path) if path else proto)
+        onnx.checker.check_model(str(path) if path and usual is proto else _without_outside(usual))
     except onnx.checker.ValidationError as error:
-        text = " ".join(str(error).split())
-        raise ModelError("model-invalid", f"{label}: not a valid ONNX network: {text[:300]}") from error
+        text = " ".join(str(error).split())[:300]
+        if op := written_by_onnxruntime(proto):
+            text = f"it was optimized by ONNX Runtime: condense first, optimize after ({op} is not in its opset)"
+        raise ModelError("model-invalid", f"{label}: not a valid ONNX network: {text}") from error
     except EncodeError as error:
         raise ModelError("model-too-large", f"{label} {TOO_LARGE}") from error
-    return Network(proto, path)
+    return Network(usual, path, proto)
+
+
+def _without_outside(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker that needs no files: external tensors are empty; or `proto` itself."""
+    if not any(external_tensors(proto)):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in external_tensors(copy):
+        tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
+    return copy
 
 
 def inlined(network: Network) -> onnx.ModelProto:

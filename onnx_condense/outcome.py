@@ -113,7 +113,7 @@ def _hint(network: Network) -> str:
 def file_size(network: Network) -> int:
     """Bytes on disk, external weights included; those of the proto where there is no file."""
     if network.path is None:
-        return network.proto.ByteSize()
+        return network.given.ByteSize()
     files = (network.path, *(network.path.parent / name for name in external_files(network.proto)))
     return sum(file.stat().st_size for file in files)
 

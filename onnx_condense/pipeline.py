@@ -18,7 +18,7 @@ from onnx_condense.budget import back_off
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
-from onnx_condense.draw import draw_feeds
+from onnx_condense.draw import drawings
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.files import copy_unchanged, save_condensed
@@ -161,16 +161,27 @@ class _Run:
         if not plan.selections:
             return self._unchanged(why_unchanged(self.network, self.view, self.goal))
         inlined(self.network)  # refuses what is too large before any work is done
-        feeds = draw_feeds(self.network.proto.graph, self.goal.seed)
-        samples = load_samples(feeds, input_specs(self.network.proto.graph))
-        try:
-            judge = Judge(self.dense, samples, np.arange(len(samples)), self.runtime, 1, optimize=False)
-        except (ModelError, CalibrationError) as error:
-            text = f"the network does not take drawn inputs ({error.text}): give --calibration"
-            raise ModelError("drawn-inputs", text) from error
-        timed = [(self._batch(feeds[0]), feeds[0])]
-        verification = _Verification(judge, len(samples), feeds, timed)
+        verification = self._drawn()
         return self._finished(self._exact(plan, verification), verification)
+
+    def _drawn(self) -> _Verification:
+        """The first inputs drawn that the network takes, if possible such that no output is empty."""
+        specs, refused = input_specs(self.network.proto.graph), list[ModelError | CalibrationError]()
+        taken: list[_Verification] = []
+        for feeds in drawings(self.network.proto.graph, self.goal.seed):
+            samples = load_samples(feeds, specs)
+            try:
+                judge = Judge(self.dense, samples, np.arange(len(samples)), self.runtime, 1, optimize=False)
+            except (ModelError, CalibrationError) as error:
+                refused.append(error)
+                continue
+            taken.append(_Verification(judge, len(samples), feeds, [(self._batch(feeds[0]), feeds[0])]))
+            if not judge.empty:
+                return taken[-1]
+        if taken:
+            return taken[0]
+        text = f"the network does not take drawn inputs ({refused[0].text}): give --calibration"
+        raise ModelError("drawn-inputs", text) from refused[0]
 
     def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
         """From evidence to the report, on samples of the user."""
@@ -359,7 +370,7 @@ class _Run:
         return self.dense if isinstance(self.dense, Path) else serialized(self.dense)
 
     def _unchanged(self, reason: Reason) -> Condensed:
-        return self._answer(self.network.proto, (), unchanged_report(self.network, self.view, reason))
+        return self._answer(self.network.given, (), unchanged_report(self.network, self.view, reason))
 
     def _answer(self, model: onnx.ModelProto, plans: tuple[Plan, ...], report: Report) -> Condensed:
         self.progress("done", 1.0)

@@ -78,10 +78,13 @@ def masked(network: Network, view: ChannelView, plan: Plan, jitter: int | None =
     for update in updates:
         use = view.linear[update.use]
         dense = network.nodes[use.weight.node]
-        stored = network.constant(dense.inputs[use.weight.position])
+        name = dense.inputs[use.weight.position]
+        stored = network.constant(name)
         assert stored is not None
         offset = update.offset.reshape(_offset_shape(network, use))
-        new = [_rounded(value, stored.dtype, rng) for value in (use.as_stored(update.weight, stored), offset)]
+        rounded = [_rounded(value, stored.dtype, rng) for value in (use.as_stored(update.weight, stored), offset)]
+        # Readers may get a wider type than the stored one, which the numbers are rounded to.
+        new = [value.astype(network.dtype(name)) for value in rounded]
         put = _put_inside if use.inside else _put_before if _activates(dense) else _put_behind
         put(proto, place[dense.result], update.use, use, *new)
     return proto

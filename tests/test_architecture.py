@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("ops",),
     ("files",),
-    ("hints", "known", "model", "runtime", "shapes"),
+    ("canonical", "hints", "known", "model", "nodes", "runtime", "shapes"),
     ("external",),
     ("paths", "plan", "report.data"),
     ("errors",),
@@ -60,7 +60,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 
 # Third-party packages that stay behind few doors.
 DOORS: dict[str, frozenset[str]] = {
-    "onnx_graphsurgeon": frozenset({"model"}),
+    "onnx_graphsurgeon": frozenset({"nodes"}),
     "onnxruntime": frozenset({"runtime"}),
     "typer": frozenset({"cli"}),
     "rich": frozenset({"report.terminal"}),

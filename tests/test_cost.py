@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import find_spaces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from onnx_condense.plan import ChannelView
 
@@ -155,7 +155,31 @@ def three_axes() -> onnx.ModelProto:
     return mlp((3, 7, 6, 2), op="MatMul", middle=(5,))
 
 
-NETS = {
+def viewed(*ways: tuple[str, ...]) -> onnx.ModelProto:
+    """One stored W that two layers read, each in its own way (the ops in between) or in the same."""
+    rng = np.random.default_rng(0)
+    net = Net({"x": ["N", 9]})
+    half = any("Cast" in ops for ops in ways)
+    stored = {
+        "W": rng.standard_normal((9, 9)).astype("f2" if half else "f4"),
+        "V": rng.standard_normal((9, 2)).astype("f4"),
+    }
+    net.stored += [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    made: dict[tuple[str, ...], str] = {}
+    options: dict[str, dict[str, Any]] = {"Cast": {"to": TensorProto.FLOAT}}
+    tensor = "x"
+    for ops in ways:
+        weight = made.get(ops, "W")
+        for op in ops if ops not in made else ():
+            weight = net.node(op, weight, **options.get(op, {}))
+        made[ops] = weight
+        bias = net.weight(f"b{len(net.nodes)}", np.ones(9))
+        tensor = net.node("Tanh", net.node("Gemm", tensor, weight, bias))
+    net.node("Gemm", tensor, "V", net.weight("c", np.ones(2)), out="y")
+    return net.model({"y": ["N", 2]})
+
+
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "gemm": lambda: mlp((3, 9, 8, 2)),
     "matmul": lambda: mlp((3, 9, 8, 2), op="MatMul"),
     "three axes": three_axes,
@@ -163,6 +187,11 @@ NETS = {
     "weight not tied": untied_weight,
     "readers apart": readers_apart,
     "read elsewhere": read_elsewhere,
+    "cast weight": lambda: viewed(("Cast",)),
+    "one cast weight in two places": lambda: viewed(("Cast",), ("Cast",)),
+    "weight cast and turned": lambda: viewed(("Cast",), ("Cast", "Transpose")),
+    "weight cast and turned before": lambda: viewed(("Transpose", "Cast"), ("Cast",)),
+    "weight turned and as it is": lambda: viewed((), ("Transpose",)),
 }
 
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
-from onnx_condense.draw import draw_feeds
+from onnx_condense.draw import LARGER, MOST, draw_feeds, drawings
 from onnx_condense.errors import ModelError
 
 
@@ -130,3 +130,54 @@ def test_inputs_that_are_no_tensors_are_refused() -> None:
     value = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2])
     with pytest.raises(ModelError, match="sequence"):
         draw_feeds(helper.make_graph([], "g", [value], []), 0)
+
+
+# ---- sizes to try in turn ----
+
+
+def shapes(text: str) -> list[list[tuple[int, ...]]]:
+    """Of the first input, per set of feeds."""
+    return [[next(iter(feed.values())).shape for feed in feeds] for feeds in drawings(parser.parse_graph(text), 0)]
+
+
+def test_the_first_set_is_the_small_one() -> None:
+    graph = parser.parse_graph("g (float[N,3,H,W] x) => (float[N] y) { }")
+    first, small = next(iter(drawings(graph, 3))), draw_feeds(graph, 3)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, small, strict=True))
+
+
+@pytest.mark.parametrize("dims", ["N,3,H,W", "N,3,H,?", "?,3,?,?"])
+def test_heights_and_widths_grow_before_batches_do(dims: str) -> None:
+    found = shapes(f"g (float[{dims}] x) => (float[N] y) {{ }}")
+    assert found[:3] == [
+        [(2, 3, 2, 2), (3, 3, 3, 3), (5, 3, 5, 5)],
+        [(2, 3, 32, 32), (3, 3, 64, 64), (5, 3, 96, 96)],
+        [(2, 3, 128, 128), (3, 3, 256, 256), (5, 3, 384, 384)],
+    ]
+    assert found[3] == [(32, 3, 32, 32), (64, 3, 64, 64), (96, 3, 96, 96)]
+
+
+def test_sound_is_longer_than_images_are_wide() -> None:
+    assert [(2, 1, 16384), (3, 1, 32768), (5, 1, 65536)] in shapes("g (float[N,1,T] x) => (float[N] y) { }")
+
+
+def test_no_feed_is_too_large() -> None:
+    found = shapes("g (float[N,3,H,W] x, float[N,H] z) => (float[N] y) { }")
+    assert 1 < len(found) < 1 + 2 * len(LARGER)
+    assert all(np.prod(shape) <= MOST for tried in found for shape in tried)
+
+
+def test_a_name_of_rows_is_one_size_wherever_it_stands() -> None:
+    graph = parser.parse_graph("g (float[T,C] x, float[8,T] z) => (float[T] y) { }")
+    for feeds in drawings(graph, 0):
+        assert [feed["x"].shape[0] for feed in feeds] == [feed["z"].shape[1] for feed in feeds]
+
+
+def test_nothing_is_tried_twice() -> None:
+    assert shapes("g (float[2,3] x) => (float[2] y) { }") == [[(2, 3)] * 3]
+    rows = shapes("g (float[N,3] x) => (float[N] y) { }")
+    assert rows == [[(n, 3) for n in sizes] for sizes in ((2, 3, 5), *LARGER)]
+
+
+def test_large_fixed_inputs_are_drawn_all_the_same() -> None:
+    assert shapes("g (float[2,3000000] x) => (float[2] y) { }") == [[(2, 3000000)] * 3]

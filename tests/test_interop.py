@@ -10,7 +10,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlps
 import numpy as np
@@ -223,22 +222,8 @@ NETWORKS: Mapping[str, Callable[[], Planted]] = {
 # ---- there and back ----
 
 
-def pairs(**weak: str) -> list[Any]:
-    """Networks with tools; weak: those that fail still, "network / tool", and why."""
-    return [
-        pytest.param(
-            n, t, id=f"{n}-{t}", marks=[pytest.mark.xfail(reason=weak[k])] if (k := f"{n} / {t}") in weak else []
-        )
-        for n in NETWORKS
-        for t in TOOLS
-    ]
-
-
-BARE = {"mlp, initializers are inputs / onnxslim": "IR 3 wants initializers among the inputs; onnxslim drops them"}
-CAST = {"mlp in half precision / onnxruntime": "ONNX Runtime puts a Cast between a weight and its reader"}
-
-
-@pytest.mark.parametrize(("name", "tool"), pairs(**BARE, **CAST))
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_planted_redundancy_is_found_after_another_tool(name: str, tool: str, tmp_path: Path) -> None:
     planted = NETWORKS[name]()
     rewritten = TOOLS[tool](planted.proto, tmp_path)
@@ -247,7 +232,8 @@ def test_planted_redundancy_is_found_after_another_tool(name: str, tool: str, tm
     assert_same(planted.proto, done.proto, planted.eps)
 
 
-@pytest.mark.parametrize(("name", "tool"), pairs(**BARE))
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_condensed_is_taken_by_another_tool(name: str, tool: str, tmp_path: Path) -> None:
     planted = NETWORKS[name]()
     made = lossless(planted.proto)

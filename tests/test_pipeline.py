@@ -308,7 +308,7 @@ def test_where_nothing_is_redundant_nothing_is_drawn(monkeypatch: pytest.MonkeyP
     def drawn(*_: Any) -> None:
         pytest.fail("drawn")
 
-    monkeypatch.setattr(pipeline, "draw_feeds", drawn)
+    monkeypatch.setattr(pipeline, "drawings", drawn)
     found = run(mlp())
     assert found.report.status == "unchanged"
     assert found.report.reason is not None
@@ -338,6 +338,54 @@ def test_drawn_inputs_that_do_not_fit_ask_for_calibration(make: Any) -> None:
     with pytest.raises(ModelError, match="--calibration") as caught:
         run(make())
     assert caught.value.exit_code == 1
+
+
+def image_network(reach: int, cut: int = 0) -> onnx.ModelProto:
+    """A convolution without pads that makes 3 channels twice, and one that reads them from pixels some way apart.
+
+    cut: so many lines are taken off the result.
+    """
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((6, 3, 3, 3)).astype(np.float32)
+    w[3:] = w[:3]
+    stored = {"w": w, "u": rng.standard_normal((2, 6, 3, 3)).astype(np.float32)}
+    stored |= {"from": np.array([cut]), "to": np.array([2**62]), "axis": np.array([2])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4 if cut else [0] * 4),
+        helper.make_node("Relu", ["a"], ["h"]),
+        helper.make_node("Conv", ["h", "u"], ["z"], dilations=[reach] * 2, pads=[reach] * 4 if cut else [0] * 4),
+        helper.make_node("Slice", ["z", "from", "to", "axis"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("y", 1, ["N", 2, None, None])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(("reach", "cut", "size"), [(1, 0, 32), (20, 0, 128), (1, 10, 32), (1, 99, 128), (1, 4, 2)])
+def test_sizes_that_a_network_takes_are_looked_for(
+    reach: int, cut: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels without pads take something off, and of 2, 3 and 5 nothing is left; nor where lines are cut away."""
+    checked: list[int] = []
+    real = vars(pipeline)["check_numbers"]
+
+    def check(*args: Any) -> None:
+        checked.extend(feed["x"].shape[2] for feed in args[4])
+        real(*args)
+
+    monkeypatch.setattr(pipeline, "check_numbers", check)
+    found = run(image_network(reach, cut))
+    assert [s.after for s in found.report.spaces] == [3, 2]
+    assert checked[0] == size
+
+
+def test_outputs_that_stay_empty_are_no_reason_to_refuse() -> None:
+    assert run(image_network(1, cut=10**6)).report.status == "condensed"
 
 
 def test_tolerance_zero_is_lossless_and_verified_on_all_samples() -> None:

@@ -103,7 +103,9 @@ class Stages:
             node = self._network.producers.get(name)
             if node is None or self._network.root(name):
                 continue
-            if name in self._network.types and self._ahead.settled.get(name, 0) <= stage:
+            # A node that has to run for another result can't be cut behind one of them.
+            typed = self._network.types.keys() >= set(node.outputs) - {""}
+            if typed and self._ahead.settled.get(name, 0) <= stage:
                 cut.add(name)
                 continue
             more = {*node.inputs, *node.captured} - seen - {""}

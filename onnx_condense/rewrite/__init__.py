@@ -48,7 +48,10 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     proto = onnx.ModelProto()
     proto.CopyFrom(inlined(network))
     write_attributes(draft, proto)
-    roots = write_constants(draft, proto) | write_lists(draft, proto) | insert_biases(draft, proto)
+    roots, casts = write_constants(draft, proto)
+    roots |= write_lists(draft, proto) | insert_biases(draft, proto)
+    for node in reversed(casts):
+        proto.graph.node.insert(0, node)
     drop_unused(network, proto, roots)
     _patch_shapes(draft, view, proto)
     return proto

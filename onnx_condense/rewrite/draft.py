@@ -187,7 +187,7 @@ def draft_offset(draft: Draft, use: LinearUse, offset: FloatArray) -> None:
     # Behind an activation it would be too late.
     if (rule is None or rule.activation is None) and _following_bias(draft, use, node, shaped):
         return
-    dtype = draft.current(use.weight).dtype
+    dtype = draft.network.dtype(node.inputs[use.weight.position])
     if at is not None and not _beta(node, at):
         draft.new_bias[Operand(node.index, at)] = own.astype(dtype)
     else:
@@ -201,7 +201,8 @@ def _offset_inside(draft: Draft, use: LinearUse, node: Node, offset: FloatArray)
         raise DefectError("no-bias", f"{node.place} has no bias that could take an offset")
     own = rule.in_bias(offset, weight.shape)
     if not _own_bias(draft, node, rule.bias, own):
-        draft.new_bias[Operand(node.index, rule.bias)] = own.astype(weight.dtype)
+        dtype = draft.network.dtype(node.inputs[use.weight.position])
+        draft.new_bias[Operand(node.index, rule.bias)] = own.astype(dtype)
 
 
 def _own_bias(draft: Draft, node: Node, at: int, offset: FloatArray) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
@@ -13,8 +15,12 @@ from onnx_condense.plan import Operand
 from onnx_condense.rewrite.draft import Array, Draft
 
 
-def write_constants(draft: Draft, proto: onnx.ModelProto) -> set[str]:
-    """Replace constants in place where all their uses agree, clone them where they do not; which were touched."""
+def write_constants(draft: Draft, proto: onnx.ModelProto) -> tuple[set[str], list[onnx.NodeProto]]:
+    """Replace constants in place where all their uses agree, clone them where they do not.
+
+    Returns:
+        Which were touched, and casts of new ones that are to be put in front of all nodes in the end.
+    """
     network = draft.network
     uses: dict[str, list[Operand]] = {}
     for node in network.nodes:
@@ -27,12 +33,25 @@ def write_constants(draft: Draft, proto: onnx.ModelProto) -> set[str]:
         by_root.setdefault(network.root(name), []).append(operand)
     store = Store(network, proto)
     for root, operands in by_root.items():
-        direct = [o for o in operands if network.nodes[o.node].inputs[o.position] == root]
-        free = len(direct) == len(uses[root]) and root not in network.outputs and root not in network.captured
-        # A view is no place to store anything.
-        free = free and not network.sources(root)
-        _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), free)
-    return set(by_root)
+        place = _place(network, uses, root, operands)
+        _write_versions(draft, store, root, sorted(operands, key=lambda o: (o.node, o.position)), place)
+    return set(by_root), store.casts
+
+
+def _place(network: Network, uses: Mapping[str, Sequence[Operand]], root: str, operands: Sequence[Operand]) -> str:
+    """The stored constant to replace so that all of these operands and nobody else get something new; or ""."""
+    if len(uses[root]) != len(operands) or root in network.outputs or root in network.captured:
+        return ""
+    if any(network.nodes[o.node].inputs[o.position] != root for o in operands):
+        return ""
+    if not network.sources(root):
+        return root
+    # A view is no place to store anything, but what it casts to a wider type is.
+    view, source = network.producers[root], network.sources(root)[0]
+    wider = view.op == "Cast" and network.dtype(source).itemsize <= network.dtype(root).itemsize
+    if not wider or network.root(source) != source or network.sources(source):
+        return ""
+    return _place(network, uses, source, [Operand(view.index, 0)])
 
 
 class _Names:
@@ -70,6 +89,7 @@ class Store:
         self._network = network
         self._names = _Names(proto)
         self._tensors = {t.name: t for t in proto.graph.initializer}
+        self.casts: list[onnx.NodeProto] = []
         self._declared = {v.name: v for v in proto.graph.value_info}
         self._declared |= {v.name: v for v in proto.graph.input}
 
@@ -84,6 +104,15 @@ class Store:
             self.proto.graph.input.append(info)
         return name
 
+    def add_as(self, wish: str, value: Array, dtype: np.dtype[Any]) -> str:
+        """A new constant for readers that want a type: stored as it comes if that is narrower, and cast for them."""
+        if value.dtype.itemsize >= dtype.itemsize:
+            return self.add(wish, value.astype(dtype, copy=False))
+        stored = self.add(f"{wish}_stored", value)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        self.casts.append(onnx.helper.make_node("Cast", [stored], [self.fresh(wish)], to=kind))
+        return self.casts[-1].output[0]
+
     def fresh(self, wish: str) -> str:
         """A free name."""
         return self._names.fresh(wish)
@@ -96,28 +125,33 @@ class Store:
             node = self.proto.graph.node[self._network.producers[root].index]
             old = next(a for a in node.attribute if a.name.startswith("value"))
             old.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(value, old.t.name)))
-        if root in self._declared:
+        self.declare(root, value.shape)
+
+    def declare(self, name: str, sizes: Sequence[int]) -> None:
+        """Let the declaration of a constant follow, if it has one."""
+        if name in self._declared:
             # A scalar bias that takes over an offset becomes a vector.
-            shape = self._declared[root].type.tensor_type.shape
-            if len(shape.dim) != value.ndim:
+            shape = self._declared[name].type.tensor_type.shape
+            if len(shape.dim) != len(sizes):
                 del shape.dim[:]
-                for size in value.shape:
+                for size in sizes:
                     shape.dim.add(dim_value=size)
-            set_shape(self._declared[root], dict(enumerate(value.shape)))
+            set_shape(self._declared[name], dict(enumerate(sizes)))
 
 
-def _write_versions(draft: Draft, store: Store, root: str, operands: Iterable[Operand], free: bool) -> None:
-    """Store each distinct value once; the first takes the original's place if nothing else needs that."""
+def _write_versions(draft: Draft, store: Store, root: str, operands: Iterable[Operand], place: str) -> None:
+    """Store each distinct value once; the first takes the original's place if there is one that nothing else needs."""
     stored: dict[tuple[tuple[int, ...], bytes], str] = {}
     for operand in operands:
         value = draft.values[operand]
         key = (value.shape, value.tobytes())
         if key not in stored:
-            if free and not stored:
-                store.replace(root, value)
+            if place and not stored:
+                store.replace(place, value)
+                store.declare(root, value.shape)
                 stored[key] = root
             else:
-                stored[key] = store.add(f"{root}_condensed", value)
+                stored[key] = store.add_as(f"{root}_condensed", value, draft.network.dtype(root))
         store.proto.graph.node[operand.node].input[operand.position] = stored[key]
 
 

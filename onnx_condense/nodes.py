@@ -1,0 +1,106 @@
+"""The nodes of a network as frozen records, tied to the ModelProto by position.
+
+Owns every quirk of onnx-graphsurgeon, which supplies op kinds, attributes and bodies (its exporter would drop metadata
+and sharing, so it never writes anything).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+G_LOGGER.severity = G_LOGGER.ERROR
+G_LOGGER.colors = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One node of the main graph. inputs: tensor names, "" for one left out; opset: version of its domain."""
+
+    index: int
+    op: str
+    domain: str
+    opset: int
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    captured: frozenset[str]
+
+    @property
+    def place(self) -> str:
+        """How messages name this node."""
+        return f"{self.name or self.result or 'unnamed'} ({self.op})"
+
+    @property
+    def result(self) -> str:
+        """The first output that is asked for; "" where none is."""
+        return next(filter(None, self.outputs), "")
+
+
+def plain(domain: str) -> str:
+    """The default domain has two names."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def nodes_of(proto: onnx.ModelProto) -> Iterator[Node]:
+    """The main graph's nodes, each tied to its proto by position."""
+    versions = {plain(o.domain): o.version for o in proto.opset_import}
+    view = _surgeon_view(proto)
+    for index, (node, raw) in enumerate(zip(view.nodes, proto.graph.node, strict=True)):
+        domain = plain(raw.domain)
+        yield Node(
+            index=index,
+            op=node.op,
+            domain=domain,
+            opset=versions.get(domain, 1),
+            name=node.name,
+            inputs=tuple(raw.input),
+            outputs=tuple(raw.output),
+            attributes={k: v for k, v in node.attrs.items() if not isinstance(v, gs.Graph)},
+            captured=frozenset().union(*(_captured(v) for v in node.attrs.values() if isinstance(v, gs.Graph))),
+        )
+
+
+def _surgeon_view(proto: onnx.ModelProto) -> gs.Graph:
+    try:
+        return gs.import_onnx(proto)
+    except UnicodeDecodeError:
+        # Strings need not be UTF-8 in ONNX; no rule reads them, so the view may go without.
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        for nodes in (copy.graph.node, *(f.node for f in copy.functions)):
+            _clear_strings(nodes)
+        return gs.import_onnx(copy)
+
+
+def _clear_strings(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.s:
+                attribute.s = b""
+            del attribute.strings[:]
+            for body in bodies_of(attribute):
+                _clear_strings(body.node)
+
+
+def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that an attribute holds."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def _captured(graph: gs.Graph) -> frozenset[str]:
+    """Names that a body takes from outside (a superset is harmless: it only pins more)."""
+    names = {t.name for node in graph.nodes for t in node.inputs if t.name} | {t.name for t in graph.outputs}
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                names |= _captured(value)
+    return frozenset(names)
