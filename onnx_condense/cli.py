@@ -76,6 +76,7 @@ class Call:
     quiet: bool
     verbose: bool
     allow_slower: bool
+    augment: int
 
     @property
     def json_file(self) -> Path | None:
@@ -135,6 +136,10 @@ def main(  # noqa: PLR0913  # the signature is the command line
     allow_slower: Annotated[
         bool, typer.Option("--allow-slower", help="Write OUT even if it measures slower than IN.")
     ] = False,
+    augment: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Fit on N variants of each picture too: light, colour, turned, shrunk."),
+    ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr what is done, with tracebacks.")] = False,
     version: Annotated[  # noqa: ARG001  # its callback answers and exits
@@ -162,6 +167,7 @@ def main(  # noqa: PLR0913  # the signature is the command line
         quiet=quiet,
         verbose=verbose,
         allow_slower=allow_slower,
+        augment=augment,
     )
     raise typer.Exit(_guarded(call))
 
@@ -209,6 +215,7 @@ def _run(call: Call) -> None:
             threads=call.threads,
             seed=call.seed,
             allow_slower=call.allow_slower,
+            augment=call.augment,
             dry_run=call.dry_run,
             progress=progress,
         )

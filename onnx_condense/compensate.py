@@ -32,10 +32,15 @@ def refit(
     Returns:
         W' [O, L] ([O b, L]) and c [O].
     """
-    C, level = kept.covariance, mean_variance(kept.covariance)
-    target = weight @ cross.covariance + ridge * level * weight[:, keep]
-    fitted = scipy.linalg.cho_solve(factorized(C, ridge), target.T, overwrite_b=True, check_finite=False).T
+    fitted = columns_of(weight, cross.covariance, kept.covariance, keep, ridge)
     return fitted, _means(weight, cross.left) - _means(fitted, cross.right)
+
+
+def columns_of(weight: FloatArray, cross: FloatArray, kept: FloatArray, keep: IntArray, ridge: float) -> FloatArray:
+    """W' [O, L] from Cov(t, h) [K, L] and Cov(h, h) [L, L]; see `refit`."""
+    target = weight @ cross + ridge * mean_variance(kept) * weight[:, keep]
+    fitted = scipy.linalg.cho_solve(factorized(kept, ridge), target.T, overwrite_b=True, check_finite=False).T
+    return np.asarray(fitted)
 
 
 def _means(weight: FloatArray, means: FloatArray) -> FloatArray:

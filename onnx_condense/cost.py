@@ -118,9 +118,15 @@ class WidthCosts:
         self._held = _held(network, {r: len(uses) for r, uses in self._uses.items()})
         self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
         self._touching: dict[int, list[str]] = {}
-        for root, uses in self._uses.items():
-            for s in sorted({s for axes, *_ in uses for a in axes for s, _ in a.spaces}):
+        self._touched = {
+            root: tuple(sorted({s for axes, *_ in uses for a in axes for s, _ in a.spaces}))
+            for root, uses in self._uses.items()
+        }
+        for root, spaces in self._touched.items():
+            for s in spaces:
                 self._touching.setdefault(s, []).append(root)
+        # A path asks for the same widths of a few spaces again and again.
+        self._known: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def _axis(self, labels: IntArray) -> _Axis:
         owners = [self._space.get(c, -1) for c in labels.tolist() if c != PINNED]
@@ -139,6 +145,12 @@ class WidthCosts:
         return sum(self._stored(r, widths) for r in roots) - sum(self._stored(r, after) for r in roots)
 
     def _stored(self, root: str, widths: Sequence[int]) -> int:
+        key = root, tuple(widths[s] for s in self._touched[root])
+        if key not in self._known:
+            self._known[key] = self._counted(root, widths)
+        return self._known[key]
+
+    def _counted(self, root: str, widths: Sequence[int]) -> int:
         # What something else reads as it is stays as it is.
         versions: dict[tuple[object, ...], int] = {(): self._elements[root]} if root in self._held else {}
         for axes, tag, seen in self._uses[root]:

@@ -33,9 +33,12 @@ from onnx_condense.plan import (
 from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
+from onnx_condense.select.curves import Trial, best_judged, overfits
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 
 SELECTION_RIDGE = 1e-5
+# Tried where that order does badly on samples that it did not see.
+CAREFUL_RIDGES = (1e-2, 1e-1, 1.0)
 # Relative to the mean variance. With RICH rows per kept column the choice does not matter (docs/benchmarks.md).
 USUAL_RIDGE = 1e-4
 RIDGES = (1e-4, 1e-3, 1e-2)
@@ -142,14 +145,26 @@ class Fitter:
     # ---- selection ----
 
     def _eliminate(self, space: ChannelSpace) -> Elimination:
-        """Order for one space; readers of the very same columns are stacked into one."""
+        """Order and cost for one space; where the fit share says too little, what does best on the search share."""
+        trials = self._trials(space)
+        removable = np.flatnonzero(~space.pinned)
+        readers = [t.reader for t in trials]
+        first = eliminate(readers, removable, SELECTION_RIDGE)
+        if not trials or not len(first.order) or not overfits(first, trials, USUAL_RIDGE):
+            return first
+        orders = [first, *(eliminate(readers, removable, ridge) for ridge in CAREFUL_RIDGES)]
+        return best_judged(orders, trials, USUAL_RIDGE)
+
+    def _trials(self, space: ChannelSpace) -> list[Trial]:
+        """What reads a space; readers of the very same columns are stacked into one."""
         stacks: dict[tuple[int, *tuple[Columns, ...]], list[Readers]] = {}
         for readers in self._readers:
             if np.isin(readers.labels, space.channels[~space.pinned]).any():
                 stacks.setdefault((readers.groups, *readers.columns), []).append(readers)
-        costs = []
+        trials = []
         for stack in stacks.values():
-            covariance = self._summed(self._fit, stack[0]).covariance
+            fit, held = self._summed(self._fit, stack[0]), self._summed(self._held, stack[0])
+            covariance, moments_held = fit.covariance, held.about(fit.left)
             for parts in zip(*(r.parts() for r in stack), strict=True):
                 features = parts[0][1]
                 weight = np.concatenate(
@@ -158,8 +173,9 @@ class Fitter:
                         for r, (rows, _) in zip(stack, parts, strict=True)
                     ]
                 )
-                costs.append(ReaderCost(weight, covariance[features, features], stack[0].owned(space, features)))
-        return eliminate(costs, np.flatnonzero(~space.pinned), SELECTION_RIDGE)
+                cost = ReaderCost(weight, covariance[features, features], stack[0].owned(space, features))
+                trials.append(Trial(cost, moments_held[features, features]))
+        return trials
 
     # ---- plans ----
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,12 @@ def hints_of(
     shapes: Mapping[str, Shape],
     types: Mapping[str, int],
 ) -> Hints:
-    """What partly known shapes say of results whose rank is unknown; the same arguments."""
-    found = {}
+    """What can be said of tensors whose rank is unknown; the same arguments.
+
+    Partly known shapes tell of the results of Reshape, and some ops take operands of one rank alone.
+    """
+    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    found = dict(_operands(proto, {**stored, **shapes}, types))
     for node in proto.graph.node:
         reshapes = node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.input) > 1
         if not reshapes or shapes.get(node.output[0]) is not None:
@@ -70,3 +74,23 @@ def hints_of(
         dims = [n if isinstance(n, str) or (n is not None and n > 0) else None for n in sizes]
         found[node.output[0]] = onnx.helper.make_tensor_value_info(node.output[0], kind, dims)
     return found
+
+
+def _operands(
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], types: Mapping[str, int]
+) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
+    """Operands of unknown rank whose rank the op that reads them tells (what a loop makes has none, for example)."""
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+            continue
+        one, other = node.input[:2]
+        if node.op_type == "Gemm":
+            sides = [(one, other), (other, one)]
+        elif node.op_type in ("Conv", "ConvTranspose"):
+            sides = [(one, other)]
+        else:
+            continue
+        for name, beside in sides:
+            rank, kind = len(shapes.get(beside, ())), types.get(name) or types.get(beside)
+            if shapes.get(name) is None and rank and kind is not None:
+                yield name, onnx.helper.make_tensor_value_info(name, kind, [None] * rank)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,7 @@ class Judge:
         indices: which of its samples.
         runtime: how to run.
         rows: samples per pass at most.
+        shapes: what is known of the outputs' shapes beyond what the network declares, by name.
         optimize: whether ONNX Runtime may optimize the graphs.
 
     Raises:
@@ -117,10 +118,11 @@ class Judge:
         runtime: Runtime,
         rows: int,
         *,
+        shapes: Mapping[str, Sizes] | None = None,
         optimize: bool = True,
     ) -> None:
         self._samples, self._indices, self._runtime = samples, indices, runtime
-        self._rows, self._optimize = rows, optimize
+        self._rows, self._shapes, self._optimize = rows, shapes or {}, optimize
         session = runtime.session(dense, optimize=optimize)
         self._outputs = session.get_outputs()
         self._block = (samples.block or 1) if isinstance(samples, Rows) else 0
@@ -151,13 +153,16 @@ class Judge:
         outputs = []
         for i, output in enumerate(self._outputs):
             pairs = [(y[i], y0[i], len(s)) for (y, s), (y0, _) in zip(found, self._dense, strict=True)]
-            outputs.append(_measure(output.name, pairs, output.shape, self._block))
+            shapes = (output.shape, self._shapes.get(output.name, ()))
+            outputs.append(_measure(output.name, pairs, shapes, self._block))
         order = np.concatenate([s for _, s in self._dense])
         return Measurement(tuple(outputs), self._samples.groups[order])
 
 
-def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sizes, block: int) -> OutputMeasure:
-    """One output from (found, dense, samples) per pass; shape as declared; block as for `_Layout`."""
+def _measure(
+    name: str, pairs: Sequence[tuple[Array, Array, int]], shapes: Sequence[Sizes], block: int
+) -> OutputMeasure:
+    """One output from (found, dense, samples) per pass; shapes and block as for `_Layout`."""
     if pairs[0][1].dtype.kind != "f":
         return _changed(name, pairs)
     count = sum(n for _, _, n in pairs)
@@ -165,13 +170,14 @@ def _measure(name: str, pairs: Sequence[tuple[Array, Array, int]], shape: Sizes,
         return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None)
     if not any(y0.size for _, y0, _ in pairs):
         return OutputMeasure(name, np.zeros(count), np.zeros(count), 0.0, None)
-    layout = _Layout.of(shape, [(y0, n) for _, y0, n in pairs], block)
+    layout = _Layout.of(shapes, [(y0, n) for _, y0, n in pairs], block)
     shaped = [(layout.featured(y, n), layout.featured(y0, n)) for y, y0, n in pairs]
     # Rows of one feature: [samples, positions, features]; the mean is per feature.
     total = sum(y0.shape[0] * y0.shape[1] for _, y0 in shaped)
     mean = sum(y0.sum((0, 1)) for _, y0 in shaped) / total
-    squared = [((y - y0) ** 2).sum(1) for y, y0 in shaped]
-    spread = [((y0 - mean) ** 2).sum(1) for _, y0 in shaped]
+    counts = [n for _, _, n in pairs]
+    squared = [_by_sample(((y - y0) ** 2).sum(1), n) for (y, y0), n in zip(shaped, counts, strict=True)]
+    spread = [_by_sample(((y0 - mean) ** 2).sum(1), n) for (_, y0), n in zip(shaped, counts, strict=True)]
     error, own = np.concatenate(squared), np.concatenate(spread)
     magnitude = np.sqrt(sum((y0**2).sum((0, 1)) for _, y0 in shaped) / total)
     varies = np.sqrt(own.sum(0) / total) > STILL * magnitude
@@ -185,21 +191,22 @@ class _Layout:
     """Which axes of one output are features.
 
     block: rows per sample along axis 0, or 0 where a pass is one sample as a whole.
-    fixed: feature axes: those of declared and really constant size, the sample axis aside.
+    fixed: feature axes: those of a size that is known beforehand and really constant, the sample axis aside.
     """
 
     block: int
     fixed: tuple[int, ...]
 
     @classmethod
-    def of(cls, shape: Sizes, dense: Sequence[tuple[Array, int]], block: int) -> _Layout:
-        """From the declared shape (empty where unknown) and the dense outputs with their samples."""
+    def of(cls, shapes: Sequence[Sizes], dense: Sequence[tuple[Array, int]], block: int) -> _Layout:
+        """From shapes that are known (declared, inferred; empty where not) and the dense outputs with their samples."""
         rank = dense[0][0].ndim
-        declared = list(shape) if len(shape) == rank else [None] * rank
+        # Exports with dynamic axes tend to declare every size a symbol, also the number of features.
+        told = [s for s in shapes if len(s) == rank]
         by_row = rank > 0 and block > 0 and all(len(y0) == n * block for y0, n in dense)
         first = 1 if by_row else 0
         sizes = [{y0.shape[axis] for y0, _ in dense} for axis in range(rank)]
-        fixed = (a for a in range(first, rank) if isinstance(declared[a], int) and len(sizes[a]) == 1)
+        fixed = (a for a in range(first, rank) if len(sizes[a]) == 1 and any(isinstance(s[a], int) for s in told))
         return cls(block if by_row else 0, tuple(fixed))
 
     def featured(self, value: Array, samples: int) -> FloatArray:
@@ -209,6 +216,11 @@ class _Layout:
         loose = [a for a in range(wide.ndim) if a not in self.fixed]
         rows = samples if self.block else 1
         return wide.transpose([*loose, *self.fixed]).reshape(rows, wide.size // max(rows * features, 1), features)
+
+
+def _by_sample(sums: FloatArray, samples: int) -> FloatArray:
+    """[samples, features]: where a pass has one row for all of them (it gives out a weight) each gets its share."""
+    return sums if len(sums) == samples else np.repeat(sums / samples, samples, axis=0)
 
 
 def _changed(name: str, pairs: Sequence[tuple[Array, Array, int]]) -> OutputMeasure:

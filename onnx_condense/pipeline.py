@@ -18,9 +18,11 @@ from onnx_condense.budget import back_off
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
+from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.draw import drawings
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.feeding import rows_per_pass, timed_feeds
 from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal, check_goal
@@ -35,10 +37,6 @@ from onnx_condense.spaces import find_spaces
 from onnx_condense.verify import check_graph, check_numbers, rounding_level
 from onnx_condense.widths import Widths, width_multiple
 
-# Samples per pass: moments want at most 1024 rows, large inputs fewer.
-MAX_ROWS = 1024
-MAX_ELEMENTS = 2**25
-LATENCY_BATCH = 256
 # So many samples show whether the rewrite did what its plan says.
 CHECKED = 64
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
@@ -89,6 +87,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     threads: int = 0,
     seed: int = 0,
     allow_slower: bool = False,
+    augment: int = 0,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Condensed:
@@ -105,6 +104,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         threads: for ONNX Runtime and BLAS alike; 0 leaves their defaults.
         seed: of the split and the drawn inputs.
         allow_slower: keep a result that was measured to be slower than the dense network.
+        augment: variants of each picture (other light and colours, turned, shrunk) to fit on as well.
         dry_run: noted in the report; nothing is written here in any case.
         progress: called with a stage and the share of the work done.
 
@@ -116,6 +116,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         tolerance=tolerance,
         keep=keep,
         allow_slower=allow_slower,
+        augment=augment,
         seed=seed,
         calibrated=calibration is not None,
         verified=verification is not None,
@@ -171,7 +172,7 @@ class _Run:
         for feeds in drawings(self.network.proto.graph, self.goal.seed):
             samples = load_samples(feeds, specs)
             try:
-                judge = Judge(self.dense, samples, np.arange(len(samples)), self.runtime, 1, optimize=False)
+                judge = self._judge(samples, np.arange(len(samples)), 1)
             except (ModelError, CalibrationError) as error:
                 refused.append(error)
                 continue
@@ -192,7 +193,7 @@ class _Run:
         judged_by = samples if verification is None else load_samples(verification, specs)
         for source in dict.fromkeys((samples, judged_by)):
             self.notes += source.notes
-            check_independent(source, session, [o.name for o in session.get_outputs()])
+            check_independent(source, session, self.network.proto.graph)
         self.progress("running the dense network", 0.05)
         if self.goal.lossless:
             # Nothing is fitted, so everything may judge.
@@ -208,11 +209,13 @@ class _Run:
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
 
     def _verification(self, samples: Samples, indices: IntArray) -> _Verification:
-        rows = _rows(self.network, samples, indices)
-        judge = Judge(self.dense, samples, indices, self.runtime, rows, optimize=False)
+        rows = rows_per_pass(self.network, samples, indices)
         feeds = [next(iter(samples.batches(indices[:CHECKED], rows))).feed]
-        timed = [(self._batch(feed), feed) for feed in _timed_feeds(samples, indices)]
-        return _Verification(judge, len(indices), feeds, timed)
+        timed = [(self._batch(feed), feed) for feed in timed_feeds(samples, indices)]
+        return _Verification(self._judge(samples, indices, rows), len(indices), feeds, timed)
+
+    def _judge(self, samples: Samples, indices: IntArray, rows: int, *, optimize: bool = False) -> Judge:
+        return Judge(self.dense, samples, indices, self.runtime, rows, shapes=self.network.shapes, optimize=optimize)
 
     # ---- candidates ----
 
@@ -239,9 +242,7 @@ class _Run:
             return None
         self._check(self.network, self.view, plan, condensed, proof)
         measured = proof.judge.measure(condensed)
-        bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING)
-        if self.goal.tolerance:
-            bound = min(bound, self.goal.tolerance)
+        bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING, self.goal.tolerance or math.inf)
         if not measured.value <= bound:
             self.notes.append(
                 f"exact merges were given back: they changed the outputs by {measured.value:.1e}, "
@@ -257,11 +258,15 @@ class _Run:
         network = Network(exact.model) if exact else self.network
         view = find_spaces(network) if exact else self.view
         self.progress("collecting moments", 0.1)
+        if self.goal.augment:
+            fit = variants_of(fit, len(samples), self.goal.augment)
+            samples = augmented(samples, self.goal.augment, self.goal.seed)
+            self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
         fitter = Fitter(network, view, samples, fit, search, self.runtime)
         if not fitter.spaces:
             return None
         self.progress("probing spaces", 0.3)
-        hunter = Judge(self.dense, samples, search, self.runtime, _rows(self.network, samples, search))
+        hunter = self._judge(samples, search, rows_per_pass(self.network, samples, search), optimize=True)
         done = 0.35
 
         def measuring() -> None:
@@ -270,13 +275,15 @@ class _Run:
             self.progress("searching widths", min(done, 0.75))
 
         wanted = (self.goal.keep or 0.0) * self.parameters
-        path, at = Widths(fitter, hunter, self.goal, wanted, measuring).find()
+        widths = Widths(fitter, hunter, self.goal, wanted, measuring)
+        path, at = widths.find()
+        staged = at > 0 and widths.staged(path[at].widths)
         self.progress("refitting", 0.75)
         fitter.use_all(search)
         back_offs = 0
         while at > 0:
             self.progress("verifying", 0.85)
-            found = self._proved(fitter, path[at].widths, exact, back_offs, proof)
+            found = self._proved(fitter, path[at].widths, staged, exact, back_offs, proof)
             if self.goal.allows(found.measured.value):
                 return found if found.parameters < (exact.parameters if exact else self.parameters) else None
             back_offs += 1
@@ -284,10 +291,16 @@ class _Run:
         return None
 
     def _proved(
-        self, fitter: Fitter, widths: Sequence[int], exact: Candidate | None, back_offs: int, proof: _Verification
+        self,
+        fitter: Fitter,
+        widths: Sequence[int],
+        staged: bool,
+        exact: Candidate | None,
+        back_offs: int,
+        proof: _Verification,
     ) -> Candidate:
         """The candidate of these widths, checked against its plan and measured."""
-        plan, condensed = fitter.plan(widths, sequential=True)
+        plan, condensed = fitter.plan(widths, sequential=staged)
         self._check(fitter.network, fitter.view, plan, condensed, proof)
         plans = (*(exact.plans if exact else ()), plan)
         # Where a bias was added the tensor that names a space got another name.
@@ -375,21 +388,6 @@ class _Run:
     def _answer(self, model: onnx.ModelProto, plans: tuple[Plan, ...], report: Report) -> Condensed:
         self.progress("done", 1.0)
         return Condensed(model, plans, dataclasses.replace(report, notes=tuple(self.notes)), self.network)
-
-
-def _timed_feeds(samples: Samples, indices: IntArray) -> list[Feed]:
-    """What to time: one sample, and a larger batch where the network takes one."""
-    counts = {1, min(LATENCY_BATCH, len(indices))} if samples.sliced else {1}
-    batches = [(count, next(iter(samples.batches(indices[:count], count)))) for count in sorted(counts)]
-    return [batch.feed for count, batch in batches if len(batch.samples) == count]
-
-
-def _rows(network: Network, samples: Samples, indices: IntArray) -> int:
-    """Samples per pass, fewer where one is large, or some tensor between input and output (as far as shapes tell)."""
-    first = next(iter(samples.batches(indices[:1], 1))).feed
-    inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in network.shapes.values())
-    size = max(1, *(np.size(a) for a in first.values()), *inside)
-    return int(np.clip(MAX_ELEMENTS // size, 1, MAX_ROWS))
 
 
 def _up(share: float) -> str:

@@ -233,6 +233,11 @@ class Moments:
         """[K, L], product / count."""
         return self.product / max(self.count, 1.0)
 
+    def about(self, means: FloatArray) -> FloatArray:
+        """[K, K] second moments about other means than its own (of features with themselves)."""
+        shift = np.atleast_2d(self.left - means)
+        return np.asarray(self.covariance + shift.T @ shift)
+
     def plus(self, other: Moments) -> Moments:
         """Moments of both sets of rows together."""
         count = self.count + other.count

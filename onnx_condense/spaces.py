@@ -120,7 +120,8 @@ class _Tracer:
         effect = rule.trace(call)
         if any(v.labels is None for v in computed):
             # A tensor of unknown rank hides its channels, and so does what is made of it.
-            effect = ops.Effect(None, pins=tuple((v.labels, HIDDEN) for v in computed if v.labels is not None))
+            hidden = [v.labels for v in computed if v.labels is not None] + [u.rows for u in effect.linear]
+            effect = ops.Effect(None, linear=effect.linear, pins=tuple((labels, HIDDEN) for labels in hidden))
         self.linear += effect.linear
         self.constants += effect.constants
         self.sizes += effect.sizes

@@ -39,6 +39,7 @@ class Widths:
         self._fitter, self._hunter, self._goal = fitter, hunter, goal
         self._wanted, self._measuring = wanted, measuring
         self._errors: dict[tuple[int, ...], float] = {}
+        self._staged: bool | None = None
         self._total = count_parameters(fitter.network.proto)
         self._costs = WidthCosts(fitter.network, fitter.view)
         at = {s.name: i for i, s in enumerate(fitter.view.spaces)}
@@ -89,11 +90,22 @@ class Widths:
             widths = path[at].widths
             if widths not in self._errors:
                 self._measuring()
-                _, model = self._fitter.plan(widths, sequential=self._fitter.light)
+                sequential = self._fitter.light and self.staged(widths)
+                _, model = self._fitter.plan(widths, sequential=sequential)
                 self._errors[widths] = self._hunter.measure(model).upper(CONFIDENCE, self._goal.seed)
             return self._errors[widths]
 
         return measure
+
+    def staged(self, widths: Sequence[int]) -> bool:
+        """Whether refits stage by stage pay: measured once, at the first widths that are asked about."""
+        if self._staged is None:
+            errors = []
+            for sequential in (True, False):
+                _, model = self._fitter.plan(widths, sequential=sequential)
+                errors.append(self._hunter.measure(model).value)
+            self._staged = errors[0] <= errors[1]
+        return self._staged
 
     def _filled(self, path: list[budget.Point], at: int) -> tuple[list[budget.Point], int]:
         """Go on from a stop with the spaces that did not end the path."""

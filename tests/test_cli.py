@@ -136,7 +136,10 @@ def test_writes_out_and_says_so(fake: FakePipeline) -> None:
 
 def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
     options = ["--calibration", "c", "--verification", "v", "--tolerance", "0.1", "--keep", "0.5", "--threads", "2"]
-    result = call("net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run")
+    extra = ["--augment", "3"]
+    result = call(
+        "net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run", *extra
+    )
     assert result.exit_code == 0
     fake.calls[0].pop("progress")
     assert fake.calls == [
@@ -150,6 +153,7 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "threads": 2,
             "seed": 7,
             "allow_slower": True,
+            "augment": 3,
             "dry_run": True,
         }
     ]

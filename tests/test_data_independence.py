@@ -16,7 +16,7 @@ HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 
 def check(text: str, samples: data.Samples) -> None:
     model = parser.parse_model(HEADER + text)
-    data.check_independent(samples, Runtime(threads=1).session(model), [value.name for value in model.graph.output])
+    data.check_independent(samples, Runtime(threads=1).session(model), model.graph)
 
 
 def dependent(text: str, samples: data.Samples, code: str, *words: str) -> None:
@@ -65,6 +65,26 @@ def test_dependent_rows_are_found(body: str) -> None:
     text = f"g (float[N,3] x) => ({kind}[?] y) <{constants}> {{ {body} }}"
     text = text.replace("[?]", "") if "scalar" in text else text
     dependent(text, rows(), "calibration-slicing", "'y'", "one file per feed")
+
+
+@pytest.mark.parametrize(
+    "output", ["float[2,3] w", "float[N,3] w", "float w"], ids=["a weight", "declared with rows", "a number"]
+)
+def test_outputs_that_no_input_reaches_are_left_alone(output: str) -> None:
+    sizes = {"float w": "float k = {2}"}.get(output, "float[2,3] k = {1, 2, 3, 4, 5, 6}")
+    check(f"g (float[N,3] x) => (float[N,3] y, {output}) <{sizes}> {{ y = Relu(x) h = Neg(k) w = Abs(h) }}", rows())
+
+
+def test_outputs_that_bodies_take_from_an_input_are_not() -> None:
+    branches = "then_branch = g1 () => (float[M,3] a) { a = CumSum(x, zero) }, else_branch = g2 () => (float[M,3] b) "
+    branches += "{ b = Neg(x) }"
+    text = f"g (float[N,3] x) => (float[M,3] y) <int64 zero = {{0}}, bool c = {{1}}> {{ y = If<{branches}>(c) }}"
+    dependent(text, rows(), "calibration-slicing", "'y'")
+
+
+def test_random_outputs_that_no_input_reaches_are_called_random() -> None:
+    text = "g (float[N,3] x) => (float[N,3] y, float[2] w) { y = Relu(x) w = RandomNormal<shape = [2]>() }"
+    dependent(text, rows(), "calibration-random", "'w'")
 
 
 def test_a_small_output_beside_a_large_one_is_not_drowned() -> None:

@@ -13,6 +13,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from onnx_condense.data import GROUP
+
 MODELS = Path(__file__).parent.parent / "models"
 README = (MODELS / "README.md").read_text()
 
@@ -44,7 +46,7 @@ def test_calibration_and_labelled_inputs_fit_the_network(name: str, key: str) ->
     assert declared.name == key
     assert sizes[0] == "batch"
     calibration, labelled = read(f"{name}.npz"), read(f"{name}_labelled.npz")
-    assert set(calibration) == {key}
+    assert set(calibration) - {GROUP} == {key}
     for x in (calibration[key], labelled[key]):
         assert x.dtype == np.float32
         assert list(x.shape[1:]) == sizes[1:]
@@ -53,6 +55,17 @@ def test_calibration_and_labelled_inputs_fit_the_network(name: str, key: str) ->
     seen = {row.tobytes() for row in calibration[key]}
     assert len(seen) > 0.99 * len(calibration[key])
     assert not any(row.tobytes() in seen for row in labelled[key])
+
+
+def test_ignitions_are_groups_that_the_labelled_ones_are_not_among() -> None:
+    calibration = read("ignition.npz")
+    ignitions = np.unique(calibration[GROUP])
+    assert len(calibration[GROUP]) == len(calibration["state"])
+    assert len(ignitions) == written(r"of (\d+) training ignitions")
+    assert not np.isin(read("ignition_labelled.npz")["run"], ignitions).any()
+    # States of one ignition share its pressure, the second number, which no disturbance touches.
+    pressure = calibration["state"][:, 1]
+    assert all(np.ptp(pressure[calibration[GROUP] == i]) == 0 for i in ignitions)
 
 
 def test_ignition_is_as_exact_as_the_readme_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx_condense.data import input_specs, load
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence import moments
 from onnx_condense.evidence.columns import Columns
-from onnx_condense.evidence.moments import PREFIX, Pair, collect, side_by_side, with_itself
+from onnx_condense.evidence.moments import PREFIX, Pair, collect, count_rows, side_by_side, with_itself
 from onnx_condense.plan import Moments
 from onnx_condense.runtime import Runtime
 
@@ -208,6 +209,38 @@ def test_side_by_side_keeps_what_bodies_take_from_outside() -> None:
     pair = Pair(Columns("y", 1), Columns(PREFIX + "y", 1))
     (found,) = collect(joint, [pair], {"y": 2, PREFIX + "y": 2}, samples, np.arange(20), RUNTIME)
     assert_close(found, reference(4 * x, 9 * x))
+
+
+TAKEN = (
+    "moments/Cast_1",
+    "moments/constant_2",
+    "moments/places_rows_5",
+    "moments_0_0",
+    "moments_rows_0",
+    "condensed/x",
+)
+
+
+def test_a_network_may_use_any_names() -> None:
+    def chain(scale: float) -> onnx.ModelProto:
+        net = Net({"x": ["N", 3]})
+        last = "x"
+        for name in TAKEN:
+            last = net.node("Mul", last, net.weight(f"condensed/{name}", [float(scale)]), out=name)
+        net.node("Neg", last, out="y")
+        return net.model({"y": ["N", 3]})
+
+    dense, other = chain(1), chain(2)
+    joint, x = side_by_side(dense, other), normal(20, 3)
+    samples = load(x, input_specs(joint.graph))
+    for i, name in enumerate(TAKEN, 1):
+        here, there = Columns(name, 1), Columns(PREFIX + name, 1)
+        (found,) = collect(joint, [Pair(here, there)], {name: 2, PREFIX + name: 2}, samples, np.arange(20), RUNTIME)
+        assert_close(found, reference(x, 2**i * x))
+        taken = dataclasses.replace(here, take=5)
+        (few,) = collect(dense, [with_itself(taken)], {name: 2}, samples, np.arange(20), RUNTIME, 10)
+        assert few.count == 100
+        assert count_rows(dense, [here], {name: 2}, samples, np.arange(20), RUNTIME) == [1]
 
 
 def test_values_too_large_for_second_moments_are_named() -> None:

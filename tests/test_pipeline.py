@@ -609,3 +609,31 @@ def test_options_are_checked_before_anything_is_read(options: dict[str, Any], co
     with pytest.raises(UsageError) as caught:
         run("no such file.onnx", **options)
     assert caught.value.code == code
+
+
+def test_features_declared_as_symbols_are_judged_around_their_own_means() -> None:
+    net = Net({"x": ["N", 3]})
+    hidden = net.node("Tanh", net.node("Gemm", "x", net.weight("a.w", normal(3, 24)), net.weight("a.b", normal(24))))
+    far = np.tile(np.array([1000, 0], np.float32), 2)
+    flat = net.node("Gemm", hidden, net.weight("y.w", normal(24, 4) / 5), net.weight("y.b", far))
+    ends = net.weight("zero", np.array([0])), net.weight("one", np.array([1]))
+    sizes = net.weight("places", np.array([-1])), net.weight("width", np.array([2]))
+    computed = net.node("Concat", net.node("Slice", net.node("Shape", "x"), *ends), *sizes, axis=0)
+    net.node("Reshape", flat, computed, out="y")
+    model = net.model({"y": ["b", "n", "c"]})
+    result = run(model, calibration={"x": X}, tolerance=0.05)
+    y0, y = (Runtime(threads=1).session(m).run(None, {"x": X})[0] for m in (model, result.model))
+    assert result.report.status == "condensed"
+    # 1000 apart: around one mean of both features every error within the tolerance would be larger than the spread.
+    assert np.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean((0, 1))) ** 2).sum()) < 0.1
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_a_network_that_gives_out_a_weight(tolerance: float) -> None:
+    net = Net({"x": ["N", 3]})
+    hidden = net.node("Tanh", net.node("Gemm", "x", net.weight("a.w", normal(3, 24)[:, [*range(23), 0]])))
+    net.node("Gemm", hidden, net.weight("y.w", normal(24, 4)), out="y")
+    net.node("Identity", "y.w", out="w")
+    result = run(net.model({"y": ["N", 4], "w": [24, 4]}), calibration={"x": X}, tolerance=tolerance)
+    after = Runtime(threads=1).session(result.model).run(None, {"x": X})[1]
+    assert np.array_equal(after, normal(24, 4))

@@ -61,6 +61,19 @@ def bare() -> onnx.ModelProto:
     return net.model({"y": ["N", 2]})
 
 
+def listed() -> onnx.ModelProto:
+    """A list of sizes that the rewrite makes anew, since it names a width; readers of later stages lie behind it."""
+    net, rng = Net({"x": ["N", 4]}), np.random.default_rng(5)
+    h = "x"
+    for i, shape in enumerate([(4, 12), (12, 12), (12, 12)]):
+        h = net.node("Tanh", dense(net, rng, h, f"h{i}", shape), out=f"a{i}")
+    first = net.node("Gather", net.node("Shape", "x"), net.weight("zero", [0]))
+    sizes = net.node("Concat", first, net.weight("width", [12]), out="sizes", axis=0)
+    h = net.node("Reshape", h, sizes, out="r")
+    dense(net, rng, h, "y", (12, 2))
+    return net.model({"y": ["N", 2]})
+
+
 def one_norm() -> onnx.ModelProto:
     """Offsets go into the mean of what normalises, which two readers of different stages share."""
     net, rng = Net({"x": ["N", 2, 5, 5]}), np.random.default_rng(2)
@@ -264,7 +277,7 @@ def assert_equal(log: Log) -> None:
                 np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5 * float(np.abs(right).max()))
 
 
-@pytest.mark.parametrize("make", [chain, bare, one_norm, residual, shared, one_bias, bodies, sequences, parts])
+@pytest.mark.parametrize("make", [chain, bare, one_norm, residual, shared, one_bias, bodies, sequences, parts, listed])
 def test_moments_are_those_of_full_passes(make: Make, log: Log) -> None:
     model = make()
     narrowed(model, rows_of(model))

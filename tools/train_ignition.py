@@ -281,7 +281,7 @@ def main(
     fit_rows = rng.permutation(np.flatnonzero(~held))[:calibration]
     test_rows = rng.permutation(np.flatnonzero(held))[:labelled]
     inputs, labels = x[test_rows].astype("f4"), y[test_rows].astype("f4")
-    np.savez_compressed(out.with_suffix(".npz"), state=x[fit_rows].astype("f4"))
+    np.savez_compressed(out.with_suffix(".npz"), state=x[fit_rows].astype("f4"), group=data.run[fit_rows])
     np.savez_compressed(
         out.with_name(out.name + "_labelled.npz"),
         state=inputs,

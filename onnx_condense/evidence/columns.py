@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,11 @@ from onnx import helper, numpy_helper
 from onnx_condense.plan import FloatArray
 from onnx_condense.runtime import Array
 
-PLACES = "moments/places"
+# Tensors of a network may bear any names, so no fixed one is free: part of every new name is drawn, once per process.
+# None of them is ever written to a file.
+MARK = secrets.token_hex(8)
+OWN = f"moments/{MARK}/"
+PLACES = f"{OWN}places"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +100,14 @@ class Builder:
     def node(self, op: str, inputs: list[str], out: str = "", **attributes: Any) -> str:
         """The name of the new node's result."""
         self._count += 1
-        out = out or f"moments/{op}_{self._count}"
+        out = out or f"{OWN}{op}_{self._count}"
         self._graph.node.append(helper.make_node(op, inputs, [out], **attributes))
         return out
 
     def constant(self, value: Array) -> str:
         """The name of a new constant."""
         self._count += 1
-        name = f"moments/constant_{self._count}"
+        name = f"{OWN}constant_{self._count}"
         self._graph.node.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
         return name
 

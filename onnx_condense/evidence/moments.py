@@ -16,12 +16,15 @@ from onnx import helper
 
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
-from onnx_condense.evidence.columns import Builder, Columns
+from onnx_condense.evidence.columns import MARK, OWN, Builder, Columns
 from onnx_condense.plan import IntArray, Moments
 from onnx_condense.runtime import Array, Runtime, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
 ROWS = 1024
+
+# What the names of a condensed network begin with beside the dense one; see `columns.MARK`.
+PREFIX = f"condensed/{MARK}/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +100,12 @@ def _moments(pair: Pair, found: Sequence[Array]) -> Moments:
     count, *numbers = found
     left, right, product = (np.asarray(a, np.float64) for a in numbers)
     if not all(np.isfinite(a).all() for a in (left, right, product)):
+        tensor = pair.left.tensor.removeprefix(PREFIX)
         raise CalibrationError(
             "calibration-range",
-            f"tensor {pair.left.tensor} is not finite or too large (above about 1e18) on these samples: "
+            f"tensor {tensor} is not finite or too large (above about 1e18) on these samples: "
             "check the inputs, or condense without --calibration",
-            pair.left.tensor,
+            tensor,
         )
     left, right = pair.left.arranged(left.reshape(-1)), pair.right.arranged(right.reshape(-1))
     return Moments(float(count.reshape(-1)[0]), left, right, product)
@@ -121,7 +125,7 @@ def count_rows(
     builder = Builder(copy, ranks)
     del copy.graph.output[:]
     for i, side in enumerate(columns):
-        shape = builder.node("Shape", [builder.rows(dataclasses.replace(side, take=0))], out=f"moments_rows_{i}")
+        shape = builder.node("Shape", [builder.rows(dataclasses.replace(side, take=0))], out=f"{OWN}rows_{i}")
         copy.graph.output.append(helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, None))
     first = next(iter(samples.batches(indices[:1], 1)))
     return [int(shape[0]) for shape in run(runtime.session(copy), first.feed)] if columns else []
@@ -141,12 +145,9 @@ def _with_moments(
         # Gemm needs a third input before opset 11.
         product = builder.node("MatMul", [builder.node("Transpose", [left], perm=[1, 0]), right])
         for name, kind in ((count, 7), (left_mean, 1), (right_mean, 1), (product, 1)):
-            out = builder.node("Identity", [name], out=f"moments_{i}_{len(copy.graph.output)}")
+            out = builder.node("Identity", [name], out=f"{OWN}{i}_{len(copy.graph.output)}")
             copy.graph.output.append(helper.make_tensor_value_info(out, kind, None))
     return copy, builder.draws
-
-
-PREFIX = "condensed/"
 
 
 def side_by_side(

@@ -74,7 +74,7 @@ class Stages:
             ranks: see `moments.collect`.
             stage: that of the readers; later calls are of later stages.
         """
-        cut = self._next_cut(stage)
+        cut = self._next_cut(stage, {name for node in condensed.graph.node for name in node.output})
         ends = {side.tensor.removeprefix(PREFIX) for pair in pairs for side in (pair.left, pair.right)}
         types = {name: self._network.types[name] for name in self._cut}
         dense, other = (part_of(proto, types, ends | (cut - self._cut)) for proto in (self._proto, condensed))
@@ -93,8 +93,11 @@ class Stages:
         for part, held in zip(batches, self._held, strict=True):
             yield Batch({**part.feed, **held}, part.samples)
 
-    def _next_cut(self, stage: int) -> frozenset[str]:
-        """What is settled now on the way to later readers; nothing where that can't be told."""
+    def _next_cut(self, stage: int, made: AbstractSet[str]) -> frozenset[str]:
+        """What is settled now on the way to later readers; made: tensors that the condensed network has as well.
+
+        Lists of sizes need not be among these: the rewrite may make others for single readers.
+        """
         cut: set[str] = set()
         waiting = list(self._ahead.after(stage))
         seen = set(waiting)
@@ -105,7 +108,7 @@ class Stages:
                 continue
             # A node that has to run for another result can't be cut behind one of them.
             typed = self._network.types.keys() >= set(node.outputs) - {""}
-            if typed and self._ahead.settled.get(name, 0) <= stage:
+            if typed and name in made and self._ahead.settled.get(name, 0) <= stage:
                 cut.add(name)
                 continue
             more = {*node.inputs, *node.captured} - seen - {""}

@@ -102,9 +102,9 @@ def _linear(
     assert w is not None
     assert w.constant is not None
     assert x is not None
-    if x.labels is None:
-        return Effect(None)
     stored = w.constant.shape
+    if x.labels is None:
+        return _unseen(call, weight, act, in_axis, out_axis)
     vector = len(stored) == 1
     output = pinned_like(call.result_shape)
     reason = unsupported(w, _STACKS)
@@ -132,6 +132,28 @@ def _linear(
     output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
     use = dataclasses.replace(use, out_axis=out_axis % len(stored), result_axis=at, rows=rows)
     return Effect(output, linear=(_stacked(use, stored, output.ndim),), pins=pins)
+
+
+def _unseen(call: Call, weight: int, act: int, in_axis: int, out_axis: int) -> Effect:
+    """A product with a tensor of unknown rank: where its rows lie is not known, so they stay, with a reason."""
+    w = call.operands[weight]
+    assert w is not None
+    assert w.constant is not None
+    stored = w.constant.shape
+    if len(stored) != 2 or unsupported(w, _STACKS):
+        return Effect(None)
+    rows = call.fresh(stored[out_axis])
+    use = LinearUse(
+        weight=Operand(call.index, weight),
+        activation=Operand(call.index, act),
+        in_axis=in_axis % 2,
+        out_axis=out_axis % 2,
+        act_axis=0,
+        result_axis=None,
+        columns=np.full(stored[in_axis], PINNED),
+        rows=rows,
+    )
+    return Effect(None, linear=(use,), pins=((rows, UNKNOWN_RANK),))
 
 
 def _rank(weight: int, activation: int) -> int:
