@@ -126,3 +126,23 @@ def test_computed_statistics_pin() -> None:
     proto.graph.node.insert(1, NODE("Mul", ["mean", "total"], ["moving"]))
     proto.graph.node[3].input[3] = "moving"
     assert norm.COMPUTED in {r.reason for r in find_spaces(load(proto)).refusals}
+
+
+def test_channels_beside_the_normalised_axis_stay() -> None:
+    """[N, 6] as [N, 1, 6]: one set of statistics serves all channels."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        NODE("Gemm", ["x", "w0"], ["z"]),
+        NODE("Unsqueeze", ["z", "axes"], ["u"]),
+        NODE("BatchNormalization", ["u", "scale", "shift", "mean", "var"], ["n"], name="bn"),
+        NODE("MatMul", ["n", "w1"], ["y"]),
+    ]
+    stored = {
+        "w0": rng.standard_normal((7, 6)).astype(F),
+        "w1": rng.standard_normal((6, 4)).astype(F),
+        "axes": np.array([1]),
+        **{name: np.ones(1, F) for name in ("scale", "shift", "mean", "var")},
+    }
+    proto = model(nodes, stored, {"x": ["N", 7]}, {"y": ["N", 1, 4]}, Form())
+    refusals = find_spaces(load(proto)).refusals
+    assert [r.reason for r in refusals if r.node == "bn (BatchNormalization)"] == [norm.OTHER_AXIS]
