@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 
 from onnx_condense.errors import ModelError
-from onnx_condense.nodes import bodies_of, plain
+from onnx_condense.nodes import bodies_of, plain, read_by
 
 # From this IR version on initializers need not be inputs.
 FREE_INITIALIZERS = 4
@@ -66,28 +66,10 @@ def _undeclared(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
 def _in_order(nodes: Sequence[onnx.NodeProto]) -> bool:
     waiting = {name for node in nodes for name in node.output if name}
     for node in nodes:
-        if not waiting.isdisjoint(_read(node)):
+        if not waiting.isdisjoint(read_by(node)):
             return False
         waiting.difference_update(node.output)
     return True
-
-
-def _read(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, by itself and in its bodies."""
-    found = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for body in bodies_of(attribute):
-            found |= _captured(body)
-    return found
-
-
-def _captured(body: onnx.GraphProto) -> set[str]:
-    """What a body takes from outside."""
-    own = {name for node in body.node for name in node.output}
-    own |= {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {s.values.name for s in body.sparse_initializer}
-    read = set[str]().union(*(_read(node) for node in body.node))
-    return (read | {o.name for o in body.output}) - own
 
 
 def _sort(graph: onnx.GraphProto, label: str) -> None:
@@ -101,7 +83,7 @@ def _sort(graph: onnx.GraphProto, label: str) -> None:
 def _order(nodes: Sequence[onnx.NodeProto], label: str) -> list[int]:
     """Indices of nodes, each behind those that it needs."""
     makers = {name: at for at, node in reversed(list(enumerate(nodes))) for name in node.output if name}
-    needs = [sorted({makers[name] for name in _read(node) if name in makers}) for node in nodes]
+    needs = [sorted({makers[name] for name in read_by(node) if name in makers}) for node in nodes]
     order: list[int] = []
     done, open_ = set[int](), set[int]()
     for start in range(len(nodes)):

@@ -93,6 +93,7 @@ class Fitter:
         # Few enough samples per pass for exact sums in fp32 and for the memory that patches need.
         self._batch = min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1))
         self._batch = max(self._batch, 1)
+        self._settled = stages_of(network, view, self._readers)
         self._fit = self._dense(self._fit_rows)
         self._held = self._dense(search)
         # Ridges are chosen on what the search share was held out from, also once it is fitted on.
@@ -231,8 +232,15 @@ class Fitter:
         ends: dict[int, frozenset[str]] = {}
         for readers in touched:
             ends[readers.level] = ends.get(readers.level, frozenset()) | {c.tensor for c in readers.columns}
-        ahead = Ahead(stages_of(self.network, self.view, self._readers), ends)
-        return Stages(self.network, self._proto, ahead, self._samples, self._fit_rows, self._batch, self._runtime)
+        return Stages(
+            self.network,
+            self._proto,
+            Ahead(self._settled, ends),
+            self._samples,
+            self._fit_rows,
+            self._batch,
+            self._runtime,
+        )
 
     def _refit_stage(
         self,

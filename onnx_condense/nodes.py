@@ -96,6 +96,24 @@ def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
     yield from attribute.graphs
 
 
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, by itself and in its bodies."""
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in bodies_of(attribute):
+            found |= _taken(body)
+    return found
+
+
+def _taken(body: onnx.GraphProto) -> set[str]:
+    """What a body takes from outside."""
+    own = {name for node in body.node for name in node.output}
+    own |= {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {s.values.name for s in body.sparse_initializer}
+    read = set[str]().union(*(read_by(node) for node in body.node))
+    return (read | {o.name for o in body.output}) - own
+
+
 def _captured(graph: gs.Graph) -> frozenset[str]:
     """Names that a body takes from outside (a superset is harmless: it only pins more)."""
     names = {t.name for node in graph.nodes for t in node.inputs if t.name} | {t.name for t in graph.outputs}

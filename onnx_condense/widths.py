@@ -10,7 +10,7 @@ from onnx_condense import budget, ops
 from onnx_condense.cost import WidthCosts, count_parameters
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal
-from onnx_condense.metrics import Judge
+from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.model import Network
 from onnx_condense.plan import ChannelSpace, ChannelView
 
@@ -90,9 +90,9 @@ class Widths:
             widths = path[at].widths
             if widths not in self._errors:
                 self._measuring()
-                sequential = self._fitter.light and self.staged(widths)
-                _, model = self._fitter.plan(widths, sequential=sequential)
-                self._errors[widths] = self._hunter.measure(model).upper(CONFIDENCE, self._goal.seed)
+                undecided = self._fitter.light and self._staged is None
+                found = self._better(widths) if undecided else self._tried(widths, sequential=self._fitter.light)
+                self._errors[widths] = found.upper(CONFIDENCE, self._goal.seed)
             return self._errors[widths]
 
         return measure
@@ -100,12 +100,18 @@ class Widths:
     def staged(self, widths: Sequence[int]) -> bool:
         """Whether refits stage by stage pay: measured once, at the first widths that are asked about."""
         if self._staged is None:
-            errors = []
-            for sequential in (True, False):
-                _, model = self._fitter.plan(widths, sequential=sequential)
-                errors.append(self._hunter.measure(model).value)
-            self._staged = errors[0] <= errors[1]
-        return self._staged
+            self._better(widths)
+        return bool(self._staged)
+
+    def _better(self, widths: Sequence[int]) -> Measurement:
+        """Both kinds of refit, measured; the better one is taken from now on."""
+        staged, at_once = (self._tried(widths, sequential=sequential) for sequential in (True, False))
+        self._staged = staged.value <= at_once.value
+        return staged if self._staged else at_once
+
+    def _tried(self, widths: Sequence[int], *, sequential: bool) -> Measurement:
+        _, model = self._fitter.plan(widths, sequential=sequential and self._staged is not False)
+        return self._hunter.measure(model)
 
     def _filled(self, path: list[budget.Point], at: int) -> tuple[list[budget.Point], int]:
         """Go on from a stop with the spaces that did not end the path."""

@@ -366,10 +366,10 @@ def product_net(swap: Mapping[str, int], *, left: bool, rank: int, alpha: float 
     of = np.array([0, 1, 2, 2, 0, 1])
     first, second = rng.standard_normal((5, 3))[:, of], rng.standard_normal((6, 4))
     stored, nodes, tensor = {}, [], "x"
-    for i, weight in enumerate((first, second)):
-        names, own = [tensor, f"w{i}"], swap["transB"]
-        if left:
-            names, own, weight = names[::-1], swap["transA"], weight.T  # noqa: PLW2901
+    own = swap["transA" if left else "transB"]
+    for i, right in enumerate((first, second)):
+        names = [f"w{i}", tensor] if left else [tensor, f"w{i}"]
+        weight = right.T if left else right
         stored[f"w{i}"] = np.ascontiguousarray(weight.T if own else weight).astype(F)
         tensor = "y" if i else "z"
         # Only what comes in is laid out the other way; in between nothing is swapped.

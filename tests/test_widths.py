@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ from convnets import network
 from onnx import helper
 
 from onnx_condense import condense, pipeline
-from onnx_condense.budget import SpaceCurve, greedy_path, search
+from onnx_condense.budget import Point, SpaceCurve, greedy_path, search
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.goal import check_goal
 from onnx_condense.model import Network
 from onnx_condense.spaces import find_spaces
+from onnx_condense.widths import Widths
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,50 @@ def test_a_search_keeps_to_its_limit() -> None:
     asked.clear()
     assert search(path, measure, 1e-4, 1) <= free
     assert len(asked) == 1 < needed
+
+
+@dataclasses.dataclass
+class Tried:
+    """Stands for the fitter and the judge: a network is whether it was refitted stage by stage."""
+
+    staged: float
+    at_once: float
+    light: bool = True
+    spaces: tuple[()] = ()
+    asked: list[bool] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.network = Network(mixed(8, 8))
+        self.view = find_spaces(self.network)
+
+    def plan(self, _: Any, *, sequential: bool) -> tuple[None, bool]:
+        """As the fitter does."""
+        self.asked.append(sequential)
+        return None, sequential
+
+    def measure(self, sequential: bool) -> Any:
+        """As the judge does."""
+        error = self.staged if sequential else self.at_once
+        return SimpleNamespace(value=error, upper=lambda *_: error)
+
+
+@pytest.mark.parametrize(("staged", "at_once"), [(0.1, 0.2), (0.2, 0.1)])
+def test_the_better_kind_of_refit_is_found_out_once(staged: float, at_once: float) -> None:
+    tried: Any = Tried(staged, at_once)
+    goal = check_goal(tolerance=0.5, keep=None, allow_slower=True, seed=0, calibrated=True, verified=False)
+    widths = Widths(tried, tried, goal, 0.0, lambda: None)
+    path = [Point((i,), 0.0, 10 - i) for i in range(3)]
+    measure = widths._measure(path)
+    assert [measure(1), measure(2), measure(1)] == [min(staged, at_once)] * 3
+    assert tried.asked == [True, False, staged < at_once]
+    assert widths.staged((9,)) == (staged < at_once)
+    assert len(tried.asked) == 3
+
+
+def test_a_heavy_network_is_searched_with_one_shot_refits() -> None:
+    tried: Any = Tried(0.1, 0.2, light=False)
+    goal = check_goal(tolerance=0.5, keep=None, allow_slower=True, seed=0, calibrated=True, verified=False)
+    widths = Widths(tried, tried, goal, 0.0, lambda: None)
+    assert widths._measure([Point((0,), 0.0, 9)])(0) == 0.2
+    assert widths.staged((0,))
+    assert tried.asked == [False, True, False]

@@ -132,7 +132,7 @@ def apart(command: list[str], limit: float = 0.0) -> Done:
     """Run a command to its end, or stop it after `limit` seconds (0: never)."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit or None)  # noqa: S603 - own files, no shell
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit or None)  # noqa: S603 - a list of our own making, no shell
     except subprocess.TimeoutExpired:
         return Done("", f"stopped after {limit:g} s", time.perf_counter() - start)
     seconds = time.perf_counter() - start

@@ -67,7 +67,7 @@ VOICE_RATE, FRAME, CONTEXT, STATE = 16_000, 512, 64, 128
 NOISE_DB = -12
 
 
-class Missing(Exception):  # noqa: N818 - says what is not there
+class MissingError(Exception):
     """Data that is not installed."""
 
 
@@ -78,7 +78,7 @@ def inside(package: str, *paths: str) -> list[Path]:
     found = [Path(place, path) for place in places for path in paths]
     found = [path for path in found if path.exists()]
     if not found:
-        raise Missing(f"nothing of the package {package} is installed")
+        raise MissingError(f"nothing of the package {package} is installed")
     return found
 
 
@@ -263,7 +263,7 @@ def prompts(folder: Path, count: int, rng: np.random.Generator) -> Iterator[Arra
     """Prompts of 1.5 to 6 seconds at 16 kHz, between silences in noise."""
     paths = sorted(folder.rglob("*.wav"))
     if not paths:
-        raise Missing(f"no .wav file in {folder}: give --sounds")
+        raise MissingError(f"no .wav file in {folder}: give --sounds")
     for i in rng.permutation(len(paths)):
         with wave.open(str(paths[i])) as file:
             rate = file.getframerate()
@@ -316,7 +316,7 @@ def surrogate_sets(rng: np.random.Generator, network: str) -> Both:
     airfoils = bench_mlps.read_airfoils(folder) if folder is not None else None
     sets = bench_mlps.draws(network, airfoils, int(rng.integers(2**31)))
     if sets is None:
-        raise Missing("nothing of the package aerosandbox is installed")
+        raise MissingError("nothing of the package aerosandbox is installed")
     return sets.calibration, {name: array for name, array in sets.again.items() if name != "group"}
 
 
@@ -366,7 +366,7 @@ def main(
             continue
         try:
             first, unseen = make(np.random.default_rng(seed))
-        except (Missing, typer.BadParameter) as error:
+        except (MissingError, typer.BadParameter) as error:
             print(f"{name}: skipped, {error}", file=sys.stderr)
             continue
         write(out / name, first)

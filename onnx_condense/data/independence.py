@@ -9,10 +9,10 @@ import numpy as np
 from onnx_condense import runtime
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import CalibrationError, ModelError
-from onnx_condense.nodes import bodies_of
+from onnx_condense.nodes import read_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
     import onnx
@@ -69,19 +69,9 @@ def _fed(graph: onnx.GraphProto) -> frozenset[str]:
     stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
     found = {i.name for i in graph.input} - stored
     for node in graph.node:
-        if not found.isdisjoint(_read(node)):
+        if not found.isdisjoint(read_by(node)):
             found.update(node.output)
     return frozenset(found)
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, its bodies included: these take tensors from outside, also as their results."""
-    yield from node.input
-    for attribute in node.attribute:
-        for body in bodies_of(attribute):
-            yield from (o.name for o in body.output)
-            for inner in body.node:
-                yield from _read(inner)
 
 
 def _check_repeatable(once: Sequence[Array], twice: Sequence[Array], names: Sequence[str]) -> None:

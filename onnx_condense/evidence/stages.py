@@ -7,7 +7,7 @@ may leave its activations there (a cut) for the passes of later stages, as long 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import onnx
@@ -15,7 +15,8 @@ from onnx import helper
 
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.evidence.moments import PREFIX, Pair, collect_parts, side_by_side
-from onnx_condense.model import Network, bodies_of
+from onnx_condense.model import Network
+from onnx_condense.nodes import read_by
 from onnx_condense.plan import IntArray, Moments
 from onnx_condense.runtime import Array, Runtime
 
@@ -155,7 +156,7 @@ def part_of(proto: onnx.ModelProto, start: Mapping[str, int], ends: AbstractSet[
         if needed.isdisjoint(set(node.output) - start.keys()):
             continue
         nodes.append(node)
-        needed.update(_read(node))
+        needed.update(read_by(node))
     part = onnx.ModelProto(ir_version=proto.ir_version)
     part.opset_import.extend(proto.opset_import)
     part.functions.extend(proto.functions)
@@ -167,13 +168,3 @@ def part_of(proto: onnx.ModelProto, start: Mapping[str, int], ends: AbstractSet[
     graph.input.extend(helper.make_tensor_value_info(n, start[n], None) for n in sorted(start.keys() & needed))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(ends))
     return part
-
-
-def _read(node: onnx.NodeProto) -> Iterable[str]:
-    """What a node reads, its bodies included (and the names that these define)."""
-    yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for body in bodies_of(attribute):
-            yield from (o.name for o in body.output)
-            for inner in body.node:
-                yield from _read(inner)
