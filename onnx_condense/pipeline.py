@@ -13,32 +13,27 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_condense import latency
 from onnx_condense.budget import back_off
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.data.augment import augmented, variants_of
-from onnx_condense.draw import drawings
-from onnx_condense.errors import BudgetError, CalibrationError, ModelError
+from onnx_condense.errors import BudgetError, CalibrationError
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.feeding import rows_per_pass, timed_feeds
 from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal, check_goal
-from onnx_condense.metrics import Judge
-from onnx_condense.model import Network, inlined, load, serialized
+from onnx_condense.model import Network, inlined, load
 from onnx_condense.outcome import Candidate, condensed_report, unchanged_report, why_unchanged
-from onnx_condense.plan import ChannelView, IntArray, Plan
+from onnx_condense.plan import IntArray, Plan
+from onnx_condense.proof import Proof, Prover
 from onnx_condense.report.data import Latency, Reason, Report
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import CPU, Feed, Runtime, limited_threads
+from onnx_condense.runtime import CPU, Runtime, limited_threads
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_graph, check_numbers, rounding_level
+from onnx_condense.verify import rounding_level
 from onnx_condense.widths import Widths, width_multiple
 
-# So many samples show whether the rewrite did what its plan says.
-CHECKED = 64
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
 EXACT = 64
 # In half precision that would allow anything.
@@ -46,7 +41,6 @@ LARGEST_ROUNDING = 0.01
 
 Progress = Callable[[str, float], None]
 Calibration = Any
-Timed = Sequence[tuple[int, Feed]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,26 +124,12 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     return dataclasses.replace(found, report=dataclasses.replace(found.report, dry_run=dry_run, seconds=seconds))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Verification:
-    """What the result is judged on.
-
-    feeds: some of it as feeds, for the check against the plan. timed: (samples, feed) to time both networks on.
-    """
-
-    judge: Judge
-    count: int
-    feeds: Sequence[Feed]
-    timed: Timed
-
-
 class _Run:
     """One call of condense(): the stages in their order."""
 
     def __init__(self, network: Network, runtime: Runtime, goal: Goal, progress: Progress) -> None:
         self.network, self.runtime, self.goal, self.progress = network, runtime, goal, progress
-        # ONNX Runtime finds external weights only beside a file.
-        self.dense: Path | onnx.ModelProto = network.path or inlined(network)
+        self.prover = Prover(network, runtime)
         self.view = find_spaces(network)
         self.notes: list[str] = []
         self.parameters = count_parameters(network.proto)
@@ -157,37 +137,18 @@ class _Run:
     def without_samples(self) -> Condensed:
         """Only what the weights prove; inputs are drawn if there is something to prove."""
         self.progress("looking at the weights", 0.02)
-        self.runtime.session(self.dense)
+        self.runtime.session(self.prover.dense)
         plan = lossless_plan(self.network, self.view)
         if not plan.selections:
             return self._unchanged(why_unchanged(self.network, self.view, self.goal))
         inlined(self.network)  # refuses what is too large before any work is done
-        verification = self._drawn()
+        verification = self.prover.on_drawn(self.goal.seed)
         return self._finished(self._exact(plan, verification), verification)
-
-    def _drawn(self) -> _Verification:
-        """The first inputs drawn that the network takes, if possible such that no output is empty."""
-        specs, refused = input_specs(self.network.proto.graph), list[ModelError | CalibrationError]()
-        taken: list[_Verification] = []
-        for feeds in drawings(self.network.proto.graph, self.goal.seed):
-            samples = load_samples(feeds, specs)
-            try:
-                judge = self._judge(samples, np.arange(len(samples)), 1)
-            except (ModelError, CalibrationError) as error:
-                refused.append(error)
-                continue
-            taken.append(_Verification(judge, len(samples), feeds, [(self._batch(feeds[0]), feeds[0])]))
-            if not judge.empty:
-                return taken[-1]
-        if taken:
-            return taken[0]
-        text = f"the network does not take drawn inputs ({refused[0].text}): give --calibration"
-        raise ModelError("drawn-inputs", text) from refused[0]
 
     def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
         """From evidence to the report, on samples of the user."""
         self.progress("looking at the weights", 0.02)
-        session = self.runtime.session(self.dense)
+        session = self.runtime.session(self.prover.dense)
         specs = input_specs(self.network.proto.graph)
         samples = load_samples(calibration, specs)
         judged_by = samples if verification is None else load_samples(verification, specs)
@@ -197,29 +158,20 @@ class _Run:
         self.progress("running the dense network", 0.05)
         if self.goal.lossless:
             # Nothing is fitted, so everything may judge.
-            proof = self._verification(judged_by, np.arange(len(judged_by)))
+            proof = self.prover.on_samples(judged_by, np.arange(len(judged_by)))
             return self._finished(self._exact(lossless_plan(self.network, self.view), proof), proof)
         if verification is not None and len(judged_by) < SMALLEST_SHARE:
             text = f"verification: {len(judged_by)} samples, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
-        proof = self._verification(judged_by, shares.verify if verification is None else np.arange(len(judged_by)))
+        proof = self.prover.on_samples(judged_by, shares.verify if verification is None else np.arange(len(judged_by)))
         exact = self._lossless(self._aligned_plan(), proof)
         fitted = self._fitted(exact, samples, shares.fit, shares.search, proof)
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
 
-    def _verification(self, samples: Samples, indices: IntArray) -> _Verification:
-        rows = rows_per_pass(self.network, samples, indices)
-        feeds = [next(iter(samples.batches(indices[:CHECKED], rows))).feed]
-        timed = [(self._batch(feed), feed) for feed in timed_feeds(samples, indices)]
-        return _Verification(self._judge(samples, indices, rows), len(indices), feeds, timed)
-
-    def _judge(self, samples: Samples, indices: IntArray, rows: int, *, optimize: bool = False) -> Judge:
-        return Judge(self.dense, samples, indices, self.runtime, rows, shapes=self.network.shapes, optimize=optimize)
-
     # ---- candidates ----
 
-    def _exact(self, plan: Plan, proof: _Verification) -> Iterator[Candidate]:
+    def _exact(self, plan: Plan, proof: Proof) -> Iterator[Candidate]:
         """The lossless step, then one that keeps a few redundant channels: it is only made if the first is slower."""
         if exact := self._lossless(plan, proof):
             yield exact
@@ -232,7 +184,7 @@ class _Run:
         multiples = {s.name: width_multiple(self.network, self.view, s) for s in self.view.spaces}
         return lossless_plan(self.network, self.view, multiples)
 
-    def _lossless(self, plan: Plan, proof: _Verification) -> Candidate | None:
+    def _lossless(self, plan: Plan, proof: Proof) -> Candidate | None:
         """The lossless step, proved on the samples; None where nothing can go."""
         if not plan.selections:
             return None
@@ -240,7 +192,7 @@ class _Run:
         if count_parameters(condensed) >= self.parameters:
             self.notes.append("exact merges were given back: they would store copies of weights that are used often")
             return None
-        self._check(self.network, self.view, plan, condensed, proof)
+        self.prover.check(self.network, self.view, plan, condensed, proof)
         measured = proof.judge.measure(condensed)
         bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING, self.goal.tolerance or math.inf)
         if not measured.value <= bound:
@@ -252,7 +204,7 @@ class _Run:
         return Candidate(condensed, (plan,), measured)
 
     def _fitted(
-        self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: _Verification
+        self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
     ) -> Candidate | None:
         """Least-squares condensation on top of the lossless step; None where nothing more can go."""
         network = Network(exact.model) if exact else self.network
@@ -266,7 +218,7 @@ class _Run:
         if not fitter.spaces:
             return None
         self.progress("probing spaces", 0.3)
-        hunter = self._judge(samples, search, rows_per_pass(self.network, samples, search), optimize=True)
+        hunter = self.prover.judge(samples, search, optimize=True)
         done = 0.35
 
         def measuring() -> None:
@@ -297,27 +249,16 @@ class _Run:
         staged: bool,
         exact: Candidate | None,
         back_offs: int,
-        proof: _Verification,
+        proof: Proof,
     ) -> Candidate:
         """The candidate of these widths, checked against its plan and measured."""
         plan, condensed = fitter.plan(widths, sequential=staged)
-        self._check(fitter.network, fitter.view, plan, condensed, proof)
+        self.prover.check(fitter.network, fitter.view, plan, condensed, proof)
         plans = (*(exact.plans if exact else ()), plan)
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
         names = {s.name: old.get(s.writers, s.name) for s in fitter.view.spaces}
         return Candidate(condensed, plans, proof.judge.measure(condensed), back_offs, names)
-
-    def _check(
-        self,
-        network: Network,
-        view: ChannelView,
-        plan: Plan,
-        condensed: onnx.ModelProto,
-        proof: _Verification,
-    ) -> None:
-        check_graph(inlined(self.network), condensed)
-        check_numbers(network, view, plan, condensed, proof.feeds, self.runtime)
 
     # ---- end ----
 
@@ -340,7 +281,7 @@ class _Run:
             raise BudgetError("keep", f"{text}: the smallest share is {_up(min(shares))}")
         return small
 
-    def _finished(self, candidates: Iterable[Candidate], proof: _Verification) -> Condensed:
+    def _finished(self, candidates: Iterable[Candidate], proof: Proof) -> Condensed:
         """The first candidate that is not slower, or the dense network unchanged.
 
         Raises:
@@ -349,7 +290,7 @@ class _Run:
         slow: Latency | None = None
         for candidate in candidates:
             self.progress("timing", 0.9)
-            timings = self._time(candidate.model, proof.timed)
+            timings = self.prover.time(candidate.model, proof)
             slow = next((t for t in timings if t.verdict == "slower"), None)
             if self.goal.allow_slower or slow is None:
                 report = condensed_report(
@@ -363,24 +304,6 @@ class _Run:
         if self.goal.keep is not None:
             raise BudgetError("slower", f"--keep {self.goal.keep}: {text}")
         return self._unchanged(Reason("slower", text))
-
-    def _time(self, model: onnx.ModelProto, timed: Timed) -> list[Latency]:
-        before, after = self._dense_file(), serialized(model)
-        timings = []
-        for batch, feed in timed:
-            seen = latency.compare(before, after, feed, self.runtime, batch=batch)
-            timings.append(latency.confirmed(before, after, feed, self.runtime, seen=seen))
-        return timings
-
-    def _batch(self, feed: Feed) -> int:
-        """How many rows a feed has: the first axis of the first input that has one to spare, else 1."""
-        for spec in input_specs(self.network.proto.graph):
-            if spec.has_free_rows or len(spec.shape) > 1:
-                return int(np.shape(feed[spec.name])[0])
-        return 1
-
-    def _dense_file(self) -> bytes | Path:
-        return self.dense if isinstance(self.dense, Path) else serialized(self.dense)
 
     def _unchanged(self, reason: Reason) -> Condensed:
         return self._answer(self.network.given, (), unchanged_report(self.network, self.view, reason))

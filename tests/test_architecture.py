@@ -27,7 +27,7 @@ MAX_FUNCTION_LINES = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     # Orchestration: who calls which stage when; only these know several stages.
-    ("pipeline", "feeding", "fitting", "goal", "outcome", "reading", "widths"),
+    ("pipeline", "feeding", "fitting", "goal", "outcome", "proof", "reading", "widths"),
     (
         "budget",
         "compensate",

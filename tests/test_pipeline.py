@@ -11,7 +11,7 @@ import pytest
 from mlps import Array, Net, mlp, normal, plant_copies, weight_of
 from onnx import helper, numpy_helper
 
-from onnx_condense import condense, fitting, latency, pipeline
+from onnx_condense import condense, fitting, latency, proof
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError, CalibrationError, DefectError, ModelError, UsageError
 from onnx_condense.metrics import Judge, Measurement
@@ -237,7 +237,7 @@ def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytes
             return Measurement((worse,), measured.groups)
 
     plain = run(mlp(), calibration=X, tolerance=0.05)
-    monkeypatch.setattr(pipeline, "Judge", Strict)
+    monkeypatch.setattr(proof, "Judge", Strict)
     strict = run(mlp(), calibration=X, tolerance=0.05)
     assert strict.report.error is not None
     assert plain.report.error is not None
@@ -256,7 +256,7 @@ def test_backing_off_ends_at_the_dense_network(monkeypatch: pytest.MonkeyPatch) 
             shift = 0.0 if self._optimize else 9.0
             return Measurement((type(output)("y", output.squared + shift, output.spread, 0.0, None),), measured.groups)
 
-    monkeypatch.setattr(pipeline, "Judge", Never)
+    monkeypatch.setattr(proof, "Judge", Never)
     found = run(mlp(), calibration=X, tolerance=0.05)
     assert found.report.status == "unchanged"
     assert found.report.reason is not None
@@ -273,7 +273,7 @@ def test_a_network_that_answers_with_nan_is_never_the_result(monkeypatch: pytest
             bad = 0.0 if self._optimize else np.inf
             return Measurement((type(output)("y", output.squared, output.spread, bad, None),), measured.groups)
 
-    monkeypatch.setattr(pipeline, "Judge", Broken)
+    monkeypatch.setattr(proof, "Judge", Broken)
     with pytest.raises(BudgetError):
         run(mlp(), calibration=X, keep=0.5)
 
@@ -308,7 +308,7 @@ def test_where_nothing_is_redundant_nothing_is_drawn(monkeypatch: pytest.MonkeyP
     def drawn(*_: Any) -> None:
         pytest.fail("drawn")
 
-    monkeypatch.setattr(pipeline, "drawings", drawn)
+    monkeypatch.setattr(proof, "drawings", drawn)
     found = run(mlp())
     assert found.report.status == "unchanged"
     assert found.report.reason is not None
@@ -372,13 +372,13 @@ def test_sizes_that_a_network_takes_are_looked_for(
 ) -> None:
     """Kernels without pads take something off, and of 2, 3 and 5 nothing is left; nor where lines are cut away."""
     checked: list[int] = []
-    real = vars(pipeline)["check_numbers"]
+    real = vars(proof)["check_numbers"]
 
     def check(*args: Any) -> None:
         checked.extend(feed["x"].shape[2] for feed in args[4])
         real(*args)
 
-    monkeypatch.setattr(pipeline, "check_numbers", check)
+    monkeypatch.setattr(proof, "check_numbers", check)
     found = run(image_network(reach, cut))
     assert [s.after for s in found.report.spaces] == [3, 2]
     assert checked[0] == size

@@ -12,18 +12,19 @@ import pytest
 from convnets import network
 from onnx import helper
 
-from onnx_condense import condense, pipeline
+from onnx_condense import condense
 from onnx_condense.budget import Point, SpaceCurve, greedy_path, search
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.goal import check_goal
 from onnx_condense.model import Network
+from onnx_condense.proof import Prover
 from onnx_condense.spaces import find_spaces
 from onnx_condense.widths import Widths
 
 
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline._Run, "_time", lambda *_: [])
+    monkeypatch.setattr(Prover, "time", lambda *_: [])
 
 
 Array = Any
