@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One call of condense(); limit: seconds that it may take, 0: any."""
+    """One call of condense(); limit: seconds that it may take, 0: any; method: empty for its default."""
 
     network: Path
     calibration: Path
@@ -38,6 +38,8 @@ class Job:
     threads: int = 0
     seed: int = 0
     limit: float = 0.0
+    allow_slower: bool = False
+    method: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +108,13 @@ def one(
     keep: float = -1.0,
     threads: int = 0,
     seed: int = 0,
+    allow_slower: bool = False,
+    method: str = "",
 ) -> None:
-    """Condense once and print the outcome as JSON on the last line of stdout (negative: not given)."""
+    """Condense once and print the outcome as JSON on the last line of stdout (negative or empty: not given)."""
     options: dict[str, Any] = {"tolerance": tolerance, "keep": keep}
     given = {name: value for name, value in options.items() if value >= 0}
+    given |= {"allow_slower": allow_slower} | ({"method": method} if method else {})
     try:
         result = condense(network, calibration=calibration, threads=threads, seed=seed, **given)
     except CondenseError as error:
@@ -147,6 +152,8 @@ def condense_apart(job: Job) -> Outcome:
     command += [f"--threads={job.threads}", f"--seed={job.seed}"]
     command += [f"--tolerance={job.tolerance}"] if job.tolerance is not None else []
     command += [f"--keep={job.keep}"] if job.keep is not None else []
+    command += ["--allow-slower"] if job.allow_slower else []
+    command += [f"--method={job.method}"] if job.method else []
     # A process of its own, so that its peak memory is that of this run alone.
     done = apart(command, job.limit)
     if done.failed:

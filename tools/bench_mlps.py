@@ -122,7 +122,7 @@ def ignition(
         with np.load(calibration) as stored:
             np.savez(rows, state=stored["state"][:samples])
         for goal in goals:
-            job = Job(network, rows, Path(scratch, "slim.onnx"), threads=threads, seed=seed, **goal)
+            job = Job(network, rows, Path(scratch, "slim.onnx"), goal.get("tolerance"), goal.get("keep"), threads, seed)
             outcome = condense_apart(job)
             label = ", ".join(f"{name} {value:g}" for name, value in goal.items())
             cells = [outcome.failed] if outcome.failed else data.cells(job, outcome)

@@ -36,6 +36,8 @@ ROWS = 16
 AS_IS = "as is"
 # What the unseen set may add to the tolerance by chance.
 ALLOWED = 1.1
+# What is wrong where it adds more.
+UNSEEN = "unseen error"
 
 COLUMNS = (
     *("network", "variant", "outcome", "parameters kept, %", "bytes kept, %", "error, verify share"),
@@ -106,7 +108,7 @@ def verdict(job: Job, unseen: Path) -> Verdict:
     found = json.loads(done.last)
     wrong = list(found["wrong"])
     if not found["unseen"] <= ALLOWED * (job.tolerance or 0.0):
-        wrong.append("unseen error")
+        wrong.append(UNSEEN)
     if size(job.out) > size(job.network):
         wrong.append("larger file")
     return Verdict(found["unseen"], tuple(wrong))
