@@ -173,7 +173,8 @@ def _guess(path: Sequence[Point], tolerance: float, low: tuple[int, float], high
     tiny = float(np.finfo(np.float64).tiny)
     aim = tolerance * (1.0 - CLOSE / 2)
     (near, error_near), (far, error_far) = low, high
-    predicted_near = path[near].error
+    # What goes for nothing at first tells no scale; what follows it does.
+    predicted_near = path[near].error or path[min(near + 1, len(path) - 1)].error
     predicted_far = path[min(far, len(path) - 1)].error
     growth = GROWTH ** max(count - 1, 0)
     if count and not predicted_far > path[near + 1].error > 0.0:

@@ -27,6 +27,7 @@ from typer.core import TyperCommand
 
 from onnx_condense import __version__
 from onnx_condense.errors import CondenseError, UsageError
+from onnx_condense.goal import thresholds_of
 from onnx_condense.paths import check_source, check_writable, put_text, status_of
 from onnx_condense.report.data import Reason, Report
 
@@ -63,7 +64,7 @@ class Call:
 
     source: Path
     target: Path | None
-    calibration: Path | None
+    calibration: str | None
     verification: Path | None
     tolerance: float | None
     keep: float | None
@@ -77,6 +78,8 @@ class Call:
     verbose: bool
     allow_slower: bool
     augment: int
+    method: str
+    threshold: tuple[str, ...]
 
     @property
     def json_file(self) -> Path | None:
@@ -108,8 +111,10 @@ def main(  # noqa: PLR0913  # the signature is the command line
     ] = None,
     *,
     calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", readable=False, help="Unlabeled inputs: .npz, .npy, or a folder of feeds."),
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Unlabeled inputs: .npz, .npy, or a folder of feeds; synthetic[:N] draws them."
+        ),
     ] = None,
     verification: Annotated[
         Path | None,
@@ -140,6 +145,16 @@ def main(  # noqa: PLR0913  # the signature is the command line
         int,
         typer.Option(min=0, metavar="N", help="Fit on N variants of each picture too: light, colour, turned, shrunk."),
     ] = 0,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="To compare with: condensation, drop, each with -refit for least squares after."
+        ),
+    ] = "fit",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[GLOB=]X", help="Of condensation: cosine from which on neurons merge; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr what is done, with tracebacks.")] = False,
     version: Annotated[  # noqa: ARG001  # its callback answers and exits
@@ -148,8 +163,8 @@ def main(  # noqa: PLR0913  # the signature is the command line
 ) -> None:
     """Write a smaller, faster ONNX network with the same inputs and outputs, within a measured tolerance.
 
-    Exit codes: 0 done (also when nothing can go), 1 bad input file, 2 usage, 3 size not reachable, 4 verification
-    found a defect, 70 internal error, 130 and 143 interrupted.
+    Exit codes: 0 done (also when nothing can go), 1 bad input file, 2 usage, 3 size or tolerance not reachable, 4
+    verification found a defect, 70 internal error, 130 and 143 interrupted.
     """
     call = Call(
         source=source,
@@ -168,6 +183,8 @@ def main(  # noqa: PLR0913  # the signature is the command line
         verbose=verbose,
         allow_slower=allow_slower,
         augment=augment,
+        method=method,
+        threshold=tuple(threshold or ()),
     )
     raise typer.Exit(_guarded(call))
 
@@ -216,6 +233,8 @@ def _run(call: Call) -> None:
             seed=call.seed,
             allow_slower=call.allow_slower,
             augment=call.augment,
+            method=call.method,
+            threshold=thresholds_of(call.threshold),
             dry_run=call.dry_run,
             progress=progress,
         )
@@ -248,7 +267,7 @@ def _fail(call: Call, error: CondenseError, seconds: float) -> int:
     if error.exit_code in JSON_ON_EXIT:
         reason = Reason(error.code, error.text, error.node)
         try:
-            _write_json(call, Report("failed", call.dry_run, reason=reason, seconds=seconds))
+            _write_json(call, Report("failed", call.dry_run, reason=reason, seconds=seconds, method=call.method))
         except UsageError as second:
             _complain(second.text)
     return error.exit_code
@@ -259,7 +278,9 @@ def _check_options(call: Call) -> None:
         raise UsageError("options", "--quiet and --verbose exclude each other")
     if not call.providers:
         raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
-    inputs = {"IN": call.source, "--calibration": call.calibration, "--verification": call.verification}
+    # Drawn inputs lie in no file; where one has that name it is meant.
+    calibration = None if call.calibration is None else Path(call.calibration)
+    inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification}
     if call.target is not None:
         check_writable(call.target, "OUT", inputs)
         if status_of(call.target, follow=False) is not None and not (call.force or call.dry_run):

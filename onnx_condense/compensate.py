@@ -61,7 +61,8 @@ def factorized(C: FloatArray, ridge: float) -> tuple[FloatArray, bool]:
     Moments summed in fp32 may be indefinite by rounding; the ridge then grows until they are not.
     """
     while True:
-        raised = C.copy()
+        # LAPACK's own order: any other would be copied once more.
+        raised = C.copy(order="F")
         raised.flat[:: len(C) + 1] += ridge * mean_variance(C)
         try:
             factor, lower = scipy.linalg.cho_factor(raised, lower=True, overwrite_a=True, check_finite=False)

@@ -20,6 +20,7 @@ from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair
 from onnx_condense.evidence.stages import Ahead, Stages
 from onnx_condense.model import Network, inlined
+from onnx_condense.narrowed import narrowed
 from onnx_condense.plan import (
     ChannelSpace,
     ChannelView,
@@ -28,20 +29,21 @@ from onnx_condense.plan import (
     Moments,
     Plan,
     ReaderUpdate,
-    Selection,
 )
 from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
-from onnx_condense.select.curves import Trial, best_judged, overfits
+from onnx_condense.select.curves import Trial, best_judged, judged, overfits
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
+from onnx_condense.turning import Turns
 
 SELECTION_RIDGE = 1e-5
 # Tried where that order does badly on samples that it did not see.
 CAREFUL_RIDGES = (1e-2, 1e-1, 1.0)
 # Relative to the mean variance. With RICH rows per kept column the choice does not matter (docs/benchmarks.md).
 USUAL_RIDGE = 1e-4
-RIDGES = (1e-4, 1e-3, 1e-2)
+# The last one is next to leaving the dense weights as they are: the guard against fits that held-out samples deny.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1e3)
 # Rows to look at in all, of tensors that have many per sample: at least, and per column.
 LEAST_ROWS = 2**14
 ROWS_PER_COLUMN = 20
@@ -61,6 +63,7 @@ class Fitter:
     Args:
         network, view: what to condense; samples: the source; fit: samples to fit on; search: held-out samples
         for choosing the ridge; runtime: how to run.
+        orders: in which channels go, one per space, where something else than the least-squares error decides.
 
     Attributes:
         spaces: those that can be narrowed; eliminations: the order in which channels go, one per space.
@@ -75,6 +78,7 @@ class Fitter:
         fit: IntArray,
         search: IntArray,
         runtime: Runtime,
+        orders: Sequence[Elimination] | None = None,
     ) -> None:
         self.network, self.view = network, view
         self._samples, self._runtime = samples, runtime
@@ -99,12 +103,33 @@ class Fitter:
         # Ridges are chosen on what the search share was held out from, also once it is fitted on.
         self._chosen_on = self._fit
         self._ridge_of: dict[tuple[int, ...], float] = {}
-        self.eliminations = tuple(self._eliminate(s) for s in self.spaces)
+        self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
+        if orders is None:
+            self.eliminations = tuple(self._turns.decide(s, self._eliminate(s), self._trials) for s in self.spaces)
+        else:
+            pairs = zip(orders, self.spaces, strict=True)
+            self.eliminations = tuple(judged(order, self._trials(s), USUAL_RIDGE) for order, s in pairs)
+        self._fit, self._held = (self._turns.moments(m, self._readers) for m in (self._fit, self._held))
+        self._chosen_on = self._fit
+        self._readers = self._turns.readers(self._readers)
 
     def use_all(self, search: IntArray) -> None:
         """From now on fit on fit + search together; ridges are still chosen with search held out."""
         self._fit = {columns: known.plus(self._held[columns]) for columns, known in self._fit.items()}
         self._fit_rows = np.sort(np.concatenate([self._fit_rows, search]))
+
+    def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
+        """Rows fitted on over columns kept, of each narrowed space at the reader where that is least."""
+        selections, _ = narrowed(self.view, self.spaces, self.eliminations, widths)
+        gone = list(Plan("fitted", selections, ()).dropped(self.view.spaces))
+        channels = {s.name: s.channels for s in self.spaces}
+        found = {}
+        for name in (s.space for s in selections):
+            readers = [r for r in self._readers if np.isin(r.labels, channels[name]).any()]
+            rows = [self._summed(self._fit, r).count * max(r.pooled, 1) for r in readers]
+            kept = [max(int((~np.isin(r.labels, gone)).sum()) // r.groups, 1) for r in readers]
+            found[name] = min((n / k for n, k in zip(rows, kept, strict=True)), default=math.inf)
+        return found
 
     # ---- moments ----
 
@@ -187,22 +212,16 @@ class Fitter:
         ridges chosen on held-out samples; otherwise, for probes, every reader is refitted once on the dense
         network's own activations.
         """
-        selections, errors = [], {}
-        for space, elimination, width in zip(self.spaces, self.eliminations, widths, strict=True):
-            removed = space.width - width
-            if removed:
-                keep = np.setdiff1d(np.arange(space.width), elimination.order[:removed])
-                selections.append(Selection(space.name, keep))
-                errors[space.name] = float(np.sqrt(elimination.cost[removed]))
-        selections = self._without_empty_parts(selections)
-        gone = Plan("fitted", tuple(selections), ()).dropped(self.view.spaces)
+        selections, errors = narrowed(self.view, self.spaces, self.eliminations, widths)
+        gone = Plan("fitted", selections, ()).dropped(self.view.spaces)
         touched = [r for r in self._readers if np.isin(r.labels, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
         for readers in touched:
             # Readers further down only want a start: their stage comes.
             careful = sequential and readers.level == 0
             self._refit(readers, gone, updates, None, careful=careful)
-        plan = Plan("fitted", tuple(selections), _ordered(updates), errors)
+        rotations = self._turns.rotations(selections)
+        plan = Plan("fitted", selections, _ordered(updates), errors, rotations)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
             stages = self._stages(touched)
@@ -212,21 +231,6 @@ class Fitter:
                 plan = dataclasses.replace(plan, updates=_ordered(updates))
                 condensed = apply_plan(self.network, self.view, plan)
         return plan, condensed
-
-    def _without_empty_parts(self, selections: Sequence[Selection]) -> list[Selection]:
-        """Where a tensor would lose all its channels the one that went last stays."""
-        result = list(selections)
-        for part in self.view.parts:
-            gone = Plan("fitted", tuple(result), ()).dropped(self.view.spaces)
-            if not gone.issuperset(part.tolist()):
-                continue
-            for space, elimination in zip(self.spaces, self.eliminations, strict=True):
-                last = [p for p in elimination.order.tolist() if space.channels[p] in part][-1:]
-                at = next((j for j, s in enumerate(result) if s.space == space.name), None)
-                if last and at is not None:
-                    result[at] = Selection(space.name, np.sort(np.append(result[at].keep, last)))
-                    break
-        return result
 
     def _stages(self, touched: Sequence[Readers]) -> Stages:
         ends: dict[int, frozenset[str]] = {}
@@ -258,7 +262,7 @@ class Fitter:
         crossed = {c: (found[2 * i], found[2 * i + 1]) for i, c in enumerate(columns)}
         for readers in stage:
             parts = [crossed[c] for c in readers.columns]
-            cross = functools.reduce(Moments.plus, (c for c, _ in parts))
+            cross = self._turns.left(readers, functools.reduce(Moments.plus, (c for c, _ in parts)))
             kept = functools.reduce(Moments.plus, (k for _, k in parts))
             self._refit(readers, gone, updates, (cross, kept), careful=True)
 
@@ -286,7 +290,7 @@ class Fitter:
             offsets.append(offset)
         for use in readers.uses:
             offset = np.concatenate(offsets) * self.view.linear[use].gain
-            updates[use] = ReaderUpdate(use, readers.matrix(weight), offset)
+            updates[use] = ReaderUpdate(use, readers.matrix(self._turns.weight(readers, weight)), offset)
 
     def _ridge(self, readers: Readers, part: _Part, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""

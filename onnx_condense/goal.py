@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Mapping, Sequence
 
 from onnx_condense.errors import UsageError
 
 DEFAULT_TOLERANCE = 0.01
+CONDENSATION = ("condensation", "condensation-refit")
+METHODS = ("fit", *CONDENSATION, "drop", "drop-refit")
+EVERYWHERE = "*"
+
+Threshold = float | Mapping[str, float] | None
+"""One cosine for all spaces, or by patterns of names (the last that matches counts); None: found by the search."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Goal:
     allow_slower: take a result that measures slower.
     seed: of the split, the bootstrap, the drawn inputs and the variants.
     augment: variants of each picture to fit on as well.
+    method: one of METHODS. threshold: of condensation, by patterns of names; None: as the rest of the goal asks for.
     """
 
     tolerance: float | None
@@ -26,6 +35,13 @@ class Goal:
     allow_slower: bool
     seed: int
     augment: int = 0
+    method: str = "fit"
+    threshold: Mapping[str, float] | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether least squares is part of the method."""
+        return self.method not in ("condensation", "drop")
 
     @property
     def lossless(self) -> bool:
@@ -37,7 +53,27 @@ class Goal:
         return math.isfinite(error) and (self.tolerance is None or error <= self.tolerance)
 
 
-def check_goal(
+def thresholds_of(texts: Sequence[str]) -> Mapping[str, float] | None:
+    """What the command got as --threshold: numbers, and GLOB=NUMBER; None where it got none.
+
+    Raises:
+        UsageError: something else.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        pattern, number = text.rpartition("=")[::2]
+        pattern = pattern if "=" in text else EVERYWHERE
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError("threshold", f"--threshold {text!r}: give a number, or GLOB=NUMBER") from None
+        # The last one that matches counts, so one that is given again moves to the end.
+        found.pop(pattern, None)
+        found[pattern] = value
+    return found or None
+
+
+def check_goal(  # noqa: PLR0913 - the options that decide what is made, all by keyword
     *,
     tolerance: float | None,
     keep: float | None,
@@ -46,6 +82,8 @@ def check_goal(
     calibrated: bool,
     verified: bool,
     augment: int = 0,
+    method: str = "fit",
+    threshold: Threshold = None,
 ) -> Goal:
     """The goal, with defaults filled in.
 
@@ -57,11 +95,16 @@ def check_goal(
         calibrated: whether there are calibration samples.
         verified: whether there is a verification source of its own.
         augment: as given.
+        method: as given.
+        threshold: as given.
 
     Raises:
         UsageError: a value is out of range, or options exclude or need each other.
     """
     _check_ranges(tolerance, keep, seed, augment)
+    cosines = {EVERYWHERE: threshold} if isinstance(threshold, (int, float)) else threshold
+    _check_threshold(method, cosines, keep)
+    _check_method(method, tolerance, augment, calibrated=calibrated)
     if not calibrated:
         if augment:
             raise UsageError("augment", "--augment needs --calibration: there is nothing to make variants of")
@@ -72,11 +115,41 @@ def check_goal(
         if verified:
             raise UsageError("verification", "--verification needs --calibration")
         tolerance = 0.0
-    elif tolerance is None and keep is None:
+    elif tolerance is None and keep is None and cosines is None:
         tolerance = DEFAULT_TOLERANCE
     if tolerance == 0.0 and keep is not None:
         raise UsageError("keep", "--keep and --tolerance 0 exclude each other: lossless steps can't aim at a size")
-    return Goal(tolerance, keep, allow_slower, seed, augment)
+    return Goal(tolerance, keep, allow_slower, seed, augment, method, cosines)
+
+
+def _check_method(method: str, tolerance: float | None, augment: int, *, calibrated: bool) -> None:
+    if method not in METHODS:
+        near = difflib.get_close_matches(method, METHODS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        raise UsageError("method", f"--method {method!r}: {hint}")
+    if method == "fit":
+        return
+    if not calibrated:
+        raise UsageError("method", f"--method {method} needs --calibration: there is nothing to measure its error on")
+    if tolerance == 0.0:
+        raise UsageError("method", f"--method {method} and --tolerance 0 exclude each other: it is not lossless")
+    if augment and method in ("condensation", "drop"):
+        raise UsageError("augment", f"--augment and --method {method} exclude each other: nothing is fitted")
+
+
+def _check_threshold(method: str, threshold: Mapping[str, float] | None, keep: float | None) -> None:
+    if threshold is None:
+        return
+    if method in METHODS and method not in CONDENSATION:
+        raise UsageError("threshold", f"--threshold needs --method {' or '.join(CONDENSATION)}")
+    if keep is not None:
+        raise UsageError("threshold", "--threshold and --keep exclude each other: a threshold decides what goes")
+    if not threshold:
+        raise UsageError("threshold", "the threshold names no pattern: give a number, or patterns with numbers")
+    for pattern, cosine in threshold.items():
+        if not 0.0 < cosine <= 1.0:
+            which = "" if pattern == EVERYWHERE else f"{pattern}="
+            raise UsageError("threshold", f"--threshold {which}{cosine}: give a cosine above 0, at most 1")
 
 
 def _check_ranges(tolerance: float | None, keep: float | None, seed: int, augment: int) -> None:

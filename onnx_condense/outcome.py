@@ -14,7 +14,7 @@ from onnx_condense.goal import Goal
 from onnx_condense.metrics import Measurement
 from onnx_condense.model import Network, serialized
 from onnx_condense.plan import ChannelView, Plan
-from onnx_condense.report.data import Change, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
+from onnx_condense.report.data import Change, Coverage, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Candidate:
     measured: its error on the samples that judge it.
     back_offs: how often verification asked for a wider one.
     names: the dense network's name of each space whose name an earlier plan changed.
+    rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
     """
 
     model: onnx.ModelProto
@@ -32,6 +33,8 @@ class Candidate:
     measured: Measurement
     back_offs: int = 0
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def parameters(self) -> int:
@@ -60,6 +63,7 @@ def condensed_report(
         error=ErrorSummary(
             "relative", measured.value, goal.tolerance, samples, candidate.back_offs, measured.summary()
         ),
+        coverage=candidate.coverage,
         latency=tuple(latency),
         spaces=_space_rows(network, view, candidate),
         refusals=_refusal_rows(view),
@@ -90,6 +94,8 @@ def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
         return Reason("nothing-free", "no hidden layer can be narrowed: every channel is pinned (see refusals)")
     if goal.lossless:
         return Reason("nothing-redundant", "the weights alone prove no channel redundant")
+    if goal.threshold is not None:
+        return Reason("threshold", "no channels are so much alike that merging them by --threshold saves parameters")
     if goal.tolerance is None:
         return Reason("nothing-smaller", "no narrower network has fewer parameters")
     return Reason("tolerance", f"no channel can go within tolerance {goal.tolerance}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_condense import coverage
 from onnx_condense.budget import back_off
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
@@ -21,18 +22,20 @@ from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError, CalibrationError
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.files import copy_unchanged, save_condensed
-from onnx_condense.fitting import Fitter
-from onnx_condense.goal import Goal, check_goal
+from onnx_condense.goal import Goal, Threshold, check_goal
+from onnx_condense.methods import narrower, thresholds
+from onnx_condense.metrics import Judge
 from onnx_condense.model import Network, inlined, load
 from onnx_condense.outcome import Candidate, condensed_report, unchanged_report, why_unchanged
 from onnx_condense.plan import IntArray, Plan
 from onnx_condense.proof import Proof, Prover
-from onnx_condense.report.data import Latency, Reason, Report
+from onnx_condense.report.data import Evidence, Latency, Reason, Report
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import CPU, Runtime, limited_threads
+from onnx_condense.runtime import CPU, Runtime, Session, limited_threads
 from onnx_condense.spaces import find_spaces
+from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples, wish_of
 from onnx_condense.verify import rounding_level
-from onnx_condense.widths import Widths, width_multiple
+from onnx_condense.widths import Narrower, Widths, staged_is_better, width_multiple
 
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
 EXACT = 64
@@ -82,6 +85,8 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     seed: int = 0,
     allow_slower: bool = False,
     augment: int = 0,
+    method: str = "fit",
+    threshold: Threshold = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Condensed:
@@ -90,7 +95,8 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     Args:
         model: path of an .onnx file, or a ModelProto (which is not changed).
         calibration: unlabeled inputs: a path (.npz, .npy, a folder), arrays by input name, or feeds;
-            see `data.load`. Without it only what the weights prove redundant goes.
+            see `data.load`; "synthetic" or "synthetic:N": inputs are drawn, see `synthetic`. Without it only what
+            the weights prove redundant goes.
         verification: samples to judge the result on instead of a share of the calibration.
         tolerance: largest relative error allowed; 0.01 by default with calibration, lossless without.
         keep: share of parameters to keep, instead of a tolerance (or as well: then both must hold).
@@ -99,22 +105,30 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         seed: of the split and the drawn inputs.
         allow_slower: keep a result that was measured to be slower than the dense network.
         augment: variants of each picture (other light and colours, turned, shrunk) to fit on as well.
+        method: "fit" (ours), or another to compare with: "condensation", "condensation-refit", "drop", "drop-refit";
+            see `methods`.
+        threshold: of condensation: merge what points in one direction up to this cosine, whatever the error (a
+            tolerance given as well is a gate); or by patterns of the names of writers or spaces, the last match counts.
         dry_run: noted in the report; nothing is written here in any case.
         progress: called with a stage and the share of the work done.
 
     Raises:
         ModelError, CalibrationError: the inputs can't be used. UsageError: options exclude each other.
-        BudgetError: `keep` can't be reached. DefectError: the result disagrees with its own plan.
+        BudgetError: `keep` can't be reached, or a threshold misses the tolerance.
+        DefectError: the result disagrees with its own plan.
     """
     goal = check_goal(
         tolerance=tolerance,
         keep=keep,
         allow_slower=allow_slower,
         augment=augment,
+        method=method,
+        threshold=threshold,
         seed=seed,
         calibrated=calibration is not None,
         verified=verification is not None,
     )
+    calibration = wish_of(calibration) or calibration
     started = time.monotonic()
     runtime = Runtime(providers, threads)
     with limited_threads(threads):
@@ -132,6 +146,7 @@ class _Run:
         self.prover = Prover(network, runtime)
         self.view = find_spaces(network)
         self.notes: list[str] = []
+        self.drawn = False
         self.parameters = count_parameters(network.proto)
 
     def without_samples(self) -> Condensed:
@@ -148,9 +163,10 @@ class _Run:
     def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
         """From evidence to the report, on samples of the user."""
         self.progress("looking at the weights", 0.02)
+        thresholds(self.network, self.view, self.goal)  # refuses patterns that name nothing before any work is done
         session = self.runtime.session(self.prover.dense)
         specs = input_specs(self.network.proto.graph)
-        samples = load_samples(calibration, specs)
+        samples = self._samples(calibration, session, judged=verification is None)
         judged_by = samples if verification is None else load_samples(verification, specs)
         for source in dict.fromkeys((samples, judged_by)):
             self.notes += source.notes
@@ -165,9 +181,29 @@ class _Run:
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
         proof = self.prover.on_samples(judged_by, shares.verify if verification is None else np.arange(len(judged_by)))
-        exact = self._lossless(self._aligned_plan(), proof)
+        # Other methods are shown alone: see `methods`.
+        exact = self._lossless(self._aligned_plan(), proof) if self.goal.method == "fit" else None
         fitted = self._fitted(exact, samples, shares.fit, shares.search, proof)
+        if fitted and fitted.rows:
+            fitted = self._covered(fitted, samples, shares.fit, proof)
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
+
+    def _covered(self, fitted: Candidate, samples: Samples, fit: IntArray, proof: Proof) -> Candidate:
+        """The candidate with what the samples that it was fitted on say of those that judge it."""
+        indices = coverage.seen(fit, proof.count)
+        known = self.prover.judge(samples, indices).measure(fitted.model)
+        found = coverage.summary(samples, indices, known, fitted.rows)
+        self.notes += coverage.notes(found, known, fitted.measured.value, self.goal.seed)
+        return dataclasses.replace(fitted, coverage=found)
+
+    def _samples(self, calibration: Calibration, session: Session, *, judged: bool) -> Samples:
+        """What was given, or drawn where that was the wish; judged: whether they also judge the result."""
+        self.drawn = isinstance(calibration, Synthetic)
+        if not self.drawn:
+            return load_samples(calibration, input_specs(self.network.proto.graph))
+        self.progress("drawing inputs", 0.03)
+        self.notes.append(NOTE if judged else NOTE_JUDGED)
+        return draw_samples(calibration, self.network, session, self.runtime, self.goal.seed)
 
     # ---- candidates ----
 
@@ -206,7 +242,7 @@ class _Run:
     def _fitted(
         self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
     ) -> Candidate | None:
-        """Least-squares condensation on top of the lossless step; None where nothing more can go."""
+        """Condensation by the method asked for, on top of the lossless step; None where nothing more can go."""
         network = Network(exact.model) if exact else self.network
         view = find_spaces(network) if exact else self.view
         self.progress("collecting moments", 0.1)
@@ -214,11 +250,14 @@ class _Run:
             fit = variants_of(fit, len(samples), self.goal.augment)
             samples = augmented(samples, self.goal.augment, self.goal.seed)
             self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
-        fitter = Fitter(network, view, samples, fit, search, self.runtime)
+        fitter, notes = narrower(self.goal, network, view, samples, (fit, search), self.runtime)
+        self.notes += notes
         if not fitter.spaces:
             return None
         self.progress("probing spaces", 0.3)
         hunter = self.prover.judge(samples, search, optimize=True)
+        if self.goal.threshold is not None:
+            return self._at_threshold(fitter, hunter, search, proof)
         done = 0.35
 
         def measuring() -> None:
@@ -242,9 +281,29 @@ class _Run:
             at = back_off(path, at, found.measured.value / (self.goal.tolerance or math.inf), back_offs)
         return None
 
+    def _at_threshold(self, fitter: Narrower, hunter: Judge, search: IntArray, proof: Proof) -> Candidate | None:
+        """What a threshold merges, no less and no more; None where that saves nothing.
+
+        Raises:
+            BudgetError: its error is larger than the tolerance.
+        """
+        widths = [s.width - len(e.order) for s, e in zip(fitter.spaces, fitter.eliminations, strict=True)]
+        if widths == [s.width for s in fitter.spaces]:
+            return None
+        staged = self.goal.fits and staged_is_better(fitter, hunter, widths)
+        self.progress("refitting", 0.75)
+        fitter.use_all(search)
+        self.progress("verifying", 0.85)
+        found = self._proved(fitter, widths, staged, None, 0, proof)
+        if not self.goal.allows(found.measured.value):
+            gate = "any bound" if self.goal.tolerance is None else f"--tolerance {self.goal.tolerance}"
+            text = f"--threshold gives an error of {found.measured.value:.3g}, above {gate}: give a larger threshold"
+            raise BudgetError("threshold", text)
+        return found if found.parameters < self.parameters else None
+
     def _proved(
         self,
-        fitter: Fitter,
+        fitter: Narrower,
         widths: Sequence[int],
         staged: bool,
         exact: Candidate | None,
@@ -258,7 +317,8 @@ class _Run:
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
         names = {s.name: old.get(s.writers, s.name) for s in fitter.view.spaces}
-        return Candidate(condensed, plans, proof.judge.measure(condensed), back_offs, names)
+        rows = {names.get(name, name): count for name, count in fitter.rows_per_channel(widths).items()}
+        return Candidate(condensed, plans, proof.judge.measure(condensed), back_offs, names, rows)
 
     # ---- end ----
 
@@ -308,9 +368,18 @@ class _Run:
     def _unchanged(self, reason: Reason) -> Condensed:
         return self._answer(self.network.given, (), unchanged_report(self.network, self.view, reason))
 
+    def _evidence(self, plans: tuple[Plan, ...]) -> Evidence:
+        """What told that the channels of the plans are redundant, or that none is."""
+        if self.goal.lossless or (plans and all(plan.kind == "lossless" for plan in plans)):
+            return "weights"
+        return "synthetic" if self.drawn else "samples"
+
     def _answer(self, model: onnx.ModelProto, plans: tuple[Plan, ...], report: Report) -> Condensed:
         self.progress("done", 1.0)
-        return Condensed(model, plans, dataclasses.replace(report, notes=tuple(self.notes)), self.network)
+        method, threshold = self.goal.method, self.goal.threshold
+        told = dataclasses.replace(report, notes=tuple(self.notes), method=method, threshold=threshold)
+        told = dataclasses.replace(told, evidence=self._evidence(plans))
+        return Condensed(model, plans, told, self.network)
 
 
 def _up(share: float) -> str:

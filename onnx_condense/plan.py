@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 PINNED = 0
 """The label of elements that can't be removed; every channel's label is positive."""
+
+BAND = 2**20
+"""Elements of a large matrix that are worked on at a time where a copy of all of it would be needed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,8 +238,9 @@ class Moments:
 
     def about(self, means: FloatArray) -> FloatArray:
         """[K, K] second moments about other means than its own (of features with themselves)."""
-        shift = np.atleast_2d(self.left - means)
-        return np.asarray(self.covariance + shift.T @ shift)
+        shift, result = np.atleast_2d(self.left - means), self.covariance
+        add_product(result, shift, shift, 1.0)
+        return result
 
     def plus(self, other: Moments) -> Moments:
         """Moments of both sets of rows together."""
@@ -244,7 +248,7 @@ class Moments:
         share = other.count / count
         left, right = other.left - self.left, other.right - self.right
         product = self.product + other.product
-        product += np.atleast_2d(left).T @ np.atleast_2d(right) * (self.count * share)
+        add_product(product, np.atleast_2d(left), np.atleast_2d(right), self.count * share)
         return Moments(count, self.left + share * left, self.right + share * right, product)
 
     def part(self, left: IntArray, right: IntArray) -> Moments:
@@ -252,19 +256,47 @@ class Moments:
         return Moments(self.count, self.left[..., left], self.right[..., right], self.product[np.ix_(left, right)])
 
 
+def bands(matrix: npt.NDArray[Any]) -> Iterator[slice]:
+    """All rows of a matrix, so many at a time that what is computed for them is small beside a large matrix."""
+    step = max(1, BAND // max(matrix.shape[1], 1))
+    for start in range(0, len(matrix), step):
+        yield slice(start, start + step)
+
+
+def add_product(total: FloatArray, left: FloatArray, right: FloatArray, factor: float) -> None:
+    """Add left [b, K] transposed times right [b, L], times a factor, to a total [K, L], in place."""
+    for rows in bands(total):
+        total[rows] += left[:, rows].T @ right * factor
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which channels of one space stay: positions into `ChannelSpace.channels`, ascending."""
+    """Which channels of one space stay: positions into `ChannelSpace.channels`, ascending; see also `Rotation`."""
 
     space: str
     keep: IntArray
 
 
 @dataclasses.dataclass(frozen=True)
+class Rotation:
+    """The channels of one space mixed into fewer: what stays of them are sums of all.
+
+    The selection of the same space keeps as many places as there are sums, the first ones.
+
+    into: [K, C] what the writers' rows, and constants added to the channels, become is `into` times them.
+    out: [C, K] what a reader's columns W become is W `out`; `into @ out` is the identity.
+    """
+
+    space: str
+    into: FloatArray
+    out: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
 class ReaderUpdate:
     """The new columns of one linear use, at the dense network's shape.
 
-    weight: [O, K T] float64 (see `LinearUse`), zero in the columns that go.
+    weight: [O, K T] float64 (see `LinearUse`), zero in the columns that go; of a rotated space, of rank `len(into)`.
     offset: [O] float64, added to the product (the gain is in it already).
     """
 
@@ -277,14 +309,17 @@ class ReaderUpdate:
 class Plan:
     """Everything the rewrite needs: who stays, and what readers become.
 
-    kind: "lossless" (proved from the weights) or "fitted" (least squares on calibration moments).
+    kind: "lossless" (proved from the weights), "fitted" (least squares on calibration moments), "merged" or "dropped"
+    (by directions or norms of the weights; see `methods`).
     errors: predicted relative error per space, for the report.
+    rotations: of the spaces whose channels are mixed; the updates are what they are without.
     """
 
-    kind: Literal["lossless", "fitted"]
+    kind: Literal["lossless", "fitted", "merged", "dropped"]
     selections: tuple[Selection, ...]
     updates: tuple[ReaderUpdate, ...]
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rotations: tuple[Rotation, ...] = ()
 
     def dropped(self, spaces: Sequence[ChannelSpace]) -> frozenset[int]:
         """Labels of all channels that go."""

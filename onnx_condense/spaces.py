@@ -138,8 +138,12 @@ class _Tracer:
             self._set(name, ops.pinned_like(self.network.shape(name)))
 
 
-def find_spaces(network: Network) -> ChannelView:
+def find_spaces(network: Network, *, named: bool = False) -> ChannelView:
     """Trace channels through a network.
+
+    Args:
+        network: what to look through.
+        named: channels that have to stay keep labels of their own in tensors and uses, instead of PINNED.
 
     Returns:
         labels, weight uses, spaces and refusals; labels in it are resolved: equal labels are one channel.
@@ -159,6 +163,8 @@ def find_spaces(network: Network) -> ChannelView:
     shared = _tie_shared(network, tracer)
     classes, removable = union.classes(), union.removable()
     spaces = _spaces(network, tracer.linear, classes, removable)
+    if named:
+        removable = classes
     labels = {name: np.asarray(removable[found]) for name, found in tracer.labels.items()}
     return ChannelView(
         labels=labels,

@@ -4,25 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import onnx
 
 from onnx_condense import budget, ops
 from onnx_condense.cost import WidthCosts, count_parameters
-from onnx_condense.fitting import Fitter
 from onnx_condense.goal import Goal
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.model import Network
-from onnx_condense.plan import ChannelSpace, ChannelView
+from onnx_condense.plan import ChannelSpace, ChannelView, IntArray, Plan
+from onnx_condense.select.obs import Elimination
 
 CONFIDENCE = 0.95
-# Every space is probed alone with these shares of its channels gone.
-PROBES = (0.5, 0.85)
+# Every space is probed alone with these shares of its channels gone; what lies beyond the last is a guess.
+PROBES = (0.5, 0.85, 0.97)
 # Widths are multiples of what runs well; where no such width will do, of less.
 COARSER = (1, 2, 8)
 # A size that is undershot by more asks for finer steps too.
-UNDERSHOT = 0.9
+UNDERSHOT = 0.95
 # Where one space ends the path the others go on, so many times, with so many measurements each, until close.
 FILLS, MEASUREMENTS, CLOSE = 3, 4, 0.9
+
+
+class Narrower(Protocol):
+    """Makes networks of given widths: by least squares (`fitting.Fitter`) or by weights alone (`methods.Merger`).
+
+    network, view: what is condensed. spaces: those that can be narrowed; eliminations: the order in which channels go,
+    one per space. light: whether `sequential` plans are cheap enough for every step of a search.
+    """
+
+    network: Network
+    view: ChannelView
+    spaces: tuple[ChannelSpace, ...]
+    eliminations: tuple[Elimination, ...]
+    light: bool
+
+    def plan(self, widths: Sequence[int], *, sequential: bool) -> tuple[Plan, onnx.ModelProto]:
+        """The plan for given widths, one per space of `spaces`, and the network it makes."""
+
+    def use_all(self, search: IntArray) -> None:
+        """From now on learn from the search share as well."""
+
+    def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
+        """Rows fitted on over channels kept, per space narrowed to these widths; empty where nothing is fitted."""
+
+
+def staged_is_better(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> bool:
+    """Whether refits stage by stage do better than refits all at once, measured."""
+    staged, at_once = (hunter.measure(fitter.plan(widths, sequential=s)[1]).value for s in (True, False))
+    return staged <= at_once
 
 
 class Widths:
@@ -35,7 +67,9 @@ class Widths:
         measuring: called before each measurement.
     """
 
-    def __init__(self, fitter: Fitter, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]) -> None:
+    def __init__(
+        self, fitter: Narrower, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]
+    ) -> None:
         self._fitter, self._hunter, self._goal = fitter, hunter, goal
         self._wanted, self._measuring = wanted, measuring
         self._errors: dict[tuple[int, ...], float] = {}
@@ -132,7 +166,7 @@ class Widths:
         return count_parameters(model)
 
 
-def _curve(fitter: Fitter, index: int, hunter: Judge) -> budget.SpaceCurve:
+def _curve(fitter: Narrower, index: int, hunter: Judge) -> budget.SpaceCurve:
     full = [s.width for s in fitter.spaces]
     elimination = fitter.eliminations[index]
     probes: dict[int, float] = {}

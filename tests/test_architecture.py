@@ -27,7 +27,21 @@ MAX_FUNCTION_LINES = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     # Orchestration: who calls which stage when; only these know several stages.
-    ("pipeline", "feeding", "fitting", "goal", "outcome", "proof", "reading", "widths"),
+    (
+        "pipeline",
+        "coverage",
+        "feeding",
+        "fitting",
+        "goal",
+        "methods",
+        "narrowed",
+        "outcome",
+        "proof",
+        "reading",
+        "turning",
+        "synthetic",
+        "widths",
+    ),
     (
         "budget",
         "compensate",

@@ -131,12 +131,12 @@ def test_writes_out_and_says_so(fake: FakePipeline) -> None:
     last = result.stdout.splitlines()[-1]
     assert last == "wrote slim.onnx: 0.447 M of 6.92 M parameters (6.5 %), error 0.0093 (tolerance 0.01)"
     assert result.stderr == ""
-    assert fake.calls[0]["calibration"] == Path("x.npz")
+    assert fake.calls[0]["calibration"] == "x.npz"
 
 
 def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
     options = ["--calibration", "c", "--verification", "v", "--tolerance", "0.1", "--keep", "0.5", "--threads", "2"]
-    extra = ["--augment", "3"]
+    extra = ["--augment", "3", "--method", "condensation", "--threshold", "0.9", "--threshold", "fc*=0.8"]
     result = call(
         "net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run", *extra
     )
@@ -145,7 +145,7 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
     assert fake.calls == [
         {
             "model": Path("net.onnx"),
-            "calibration": Path("c"),
+            "calibration": "c",
             "verification": Path("v"),
             "tolerance": 0.1,
             "keep": 0.5,
@@ -154,6 +154,8 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "seed": 7,
             "allow_slower": True,
             "augment": 3,
+            "method": "condensation",
+            "threshold": {"*": 0.9, "fc*": 0.8},
             "dry_run": True,
         }
     ]
@@ -164,6 +166,7 @@ def test_defaults(fake: FakePipeline) -> None:
     options = fake.calls[0]
     assert options["tolerance"] is None
     assert options["keep"] is None
+    assert (options["method"], options["threshold"]) == ("fit", None)
     assert options["threads"] == 0
     assert options["seed"] == 0
     assert options["providers"] == ("CPUExecutionProvider",)

@@ -160,6 +160,24 @@ def test_a_folder_of_test_data_is_a_calibration(folder: Path) -> None:
     assert json.loads(result.stdout)["error"]["samples"] == 6
 
 
+def test_drawn_inputs_are_called_so(folder: Path) -> None:
+    result = call("net.onnx", "slim.onnx", "--calibration", "synthetic:200", "--tolerance", "0.1", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert "evidence    synthetic: inputs were drawn" in result.stdout
+    report = json.loads(Path("r.json").read_text())
+    assert report["evidence"] == "synthetic"
+    assert "calibration inputs were drawn, not given: the error holds on such inputs only" in report["notes"]
+    assert report["error"]["samples"] == 40
+    # A file of that name is meant by its path, and where it exists by its name.
+    Path("x.npz").rename("synthetic")
+    for name in ("synthetic", "./synthetic"):
+        result = call("net.onnx", "--calibration", name, "--tolerance", "0.1", "--json", "r.json")
+        assert result.exit_code == 0, result.output
+        assert "evidence" not in result.stdout
+        assert json.loads(Path("r.json").read_text())["evidence"] == "samples"
+    assert set(state(folder)) == {"net.onnx", "slim.onnx", "r.json", "synthetic"}
+
+
 def test_keep_and_verification() -> None:
     np.save("v.npy", normal(40, 3, seed=8))
     arguments = ("--calibration", "x.npz", "--verification", "v.npy", "--keep", "0.6", "--json", "-")
@@ -343,6 +361,9 @@ def test_drawn_inputs_that_do_not_fit_ask_for_calibration(folder: Path) -> None:
         ["--tolerance", "0.1"],
         ["--keep", "0.5"],
         ["--verification", "x.npz"],
+        ["--calibration", "synthetic:0"],
+        ["--calibration", "synthetic:abc"],
+        ["--calibration", "synthetic:24"],
         ["--calibration", "x.npz", "--keep", "0"],
         ["--calibration", "x.npz", "--keep", "1"],
         ["--calibration", "x.npz", "--keep", "1.5"],

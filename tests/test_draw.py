@@ -110,6 +110,31 @@ def test_integers_that_index_no_constant_are_0_or_1(body: str) -> None:
     assert indices(body) == {0, 1}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "d = Constant<value = int64 {6}>() v = Constant<value = float[2] {0,1}>() y = OneHot(k, d, v)",
+        "c = Constant<value = int64[6] {0,1,2,3,4,5}>() a = Unsqueeze(k, ax) b = Expand(a, s) y = Equal(b, c)",
+        "c = Constant<value = int64[3] {1,5,3}>() y = Equal(c, k)",
+    ],
+)
+def test_one_hot_codes_get_all_their_values(body: str) -> None:
+    assert indices(body) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Constant<value = int64 {16000}>() y = Equal(k, c)",
+        "c = Constant<value = int64[2] {-3,-1}>() y = Equal(k, c)",
+        "d = Constant<value = int64 {6}>() v = Constant<value = float[2] {0,1}>() y = OneHot(d, k, v)",
+        "c = Add(k, k) y = Equal(k, c)",
+    ],
+)
+def test_conditions_are_no_codes(body: str) -> None:
+    assert indices(body) == {0, 1}
+
+
 def test_rows_beyond_the_dtype_are_not_drawn() -> None:
     drawn = indices("a = Cast<to=7>(k) y = Gather(t, a)", kind="int8", table="float[1000,1] t")
     assert min(drawn) >= 0

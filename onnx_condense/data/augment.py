@@ -108,13 +108,19 @@ def _shrunk(picture: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 
 def _noise(picture: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Noise with the spectrum and the mixed colours of photos."""
-    channels, height, width = picture.shape
+    return np.asarray(np.clip(0.5 + CONTRAST * photo_noise(picture.shape, rng.uniform(*PINK), rng), 0, 1))
+
+
+def photo_noise(shape: tuple[int, ...], fall: float, rng: np.random.Generator) -> FloatArray:
+    """Noise [C, H, W] with the mixed colours of photos, whose amplitudes fall with frequency to the power `fall`.
+
+    Of spread 1. In photos `fall` lies in PINK.
+    """
+    channels, height, width = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    fall = np.maximum(frequency, 1 / max(height, width)) ** rng.uniform(*PINK)
-    waves = np.fft.rfft2(rng.standard_normal(picture.shape)) / fall
+    waves = np.fft.rfft2(rng.standard_normal(shape)) / np.maximum(frequency, 1 / max(height, width)) ** fall
     mixed = np.tensordot(rng.standard_normal((channels, channels)), np.fft.irfft2(waves, s=(height, width)), 1)
-    return np.asarray(np.clip(0.5 + CONTRAST * mixed / mixed.std(), 0, 1))
+    return np.asarray(mixed / mixed.std())
 
 
 VARIANTS: tuple[Callable[[FloatArray, np.random.Generator], FloatArray], ...] = (
@@ -150,12 +156,17 @@ def _pictures(array: Array) -> _Pictures | None:
     """How pictures lie in an array, or None."""
     if array.ndim != 4 or array.dtype.kind == "b":
         return None
-    axis = next((axis for axis in (1, 3) if _is_picture(array.shape, axis)), None)
+    axis = picture_axis(array.shape)
     if axis is None:
         return None
     others = tuple(a for a in range(4) if a != axis)
     low, high = (np.asarray(f(array, axis=others), np.float64)[:, None, None] for f in (np.min, np.max))
     return _Pictures(axis - 1, low, high)
+
+
+def picture_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of the colours where an array of this shape may hold pictures, else None."""
+    return next((axis for axis in (1, 3) if len(shape) == 4 and _is_picture(shape, axis)), None)
 
 
 def _is_picture(shape: tuple[int, ...], axis: int) -> bool:

@@ -17,7 +17,7 @@ from onnx import helper
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence.columns import MARK, OWN, Builder, Columns
-from onnx_condense.plan import IntArray, Moments
+from onnx_condense.plan import IntArray, Moments, add_product
 from onnx_condense.runtime import Array, Runtime, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
@@ -84,22 +84,50 @@ def collect_parts(
     session = runtime.session(model)
     fed = {i.name for i in session.get_inputs()}
     rng = np.random.default_rng(0)
-    totals: list[Moments | None] = [None] * len(pairs)
+    totals = [_Total(pair) for pair in pairs]
     for part in parts:
         drawn = {name: columns.places(rng, len(part.samples)) for name, columns in draws.items()}
         found = run(session, {**{name: value for name, value in part.feed.items() if name in fed}, **drawn})
         take(found[4 * len(pairs) :])
-        for i, pair in enumerate(pairs):
-            new = _moments(pair, found[4 * i : 4 * i + 4])
-            old = totals[i]
-            totals[i] = new if old is None else old.plus(new)
-    return [t for t in totals if t is not None]
+        del found[4 * len(pairs) :]
+        for total in reversed(totals):
+            # Each is let go of once it is added: together they are as large as what they are added to.
+            total.add(*(found.pop() for _ in range(4)))
+    return [t.moments for t in totals if t.count]
 
 
-def _moments(pair: Pair, found: Sequence[Array]) -> Moments:
-    count, *numbers = found
-    left, right, product = (np.asarray(a, np.float64) for a in numbers)
-    if not all(np.isfinite(a).all() for a in (left, right, product)):
+class _Total:
+    """Moments of one pair that grow pass by pass: what `Moments.plus` makes, in place."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self.count = 0.0
+        self._left = self._right = self._product = np.zeros(0)
+
+    @property
+    def moments(self) -> Moments:
+        return Moments(self.count, self._left, self._right, self._product)
+
+    def add(self, product: Array, right: Array, left: Array, count: Array) -> None:
+        """One pass: what `_with_moments` gives out, backwards, in float32."""
+        _check_finite(self._pair, (left, right, product))
+        means = (np.asarray(a, np.float64).reshape(-1) for a in (left, right))
+        sides = (self._pair.left, self._pair.right)
+        first, second = (side.arranged(mean) for side, mean in zip(sides, means, strict=True))
+        new, old = float(count.reshape(-1)[0]), self.count
+        self.count += new
+        if not old:
+            self._left, self._right, self._product = first, second, np.asarray(product, np.float64)
+            return
+        share = new / self.count
+        first, second = first - self._left, second - self._right
+        self._product += product
+        add_product(self._product, np.atleast_2d(first), np.atleast_2d(second), old * share)
+        self._left, self._right = self._left + share * first, self._right + share * second
+
+
+def _check_finite(pair: Pair, numbers: Iterable[Array]) -> None:
+    if not all(np.isfinite(a).all() for a in numbers):
         tensor = pair.left.tensor.removeprefix(PREFIX)
         raise CalibrationError(
             "calibration-range",
@@ -107,8 +135,6 @@ def _moments(pair: Pair, found: Sequence[Array]) -> Moments:
             "check the inputs, or condense without --calibration",
             tensor,
         )
-    left, right = pair.left.arranged(left.reshape(-1)), pair.right.arranged(right.reshape(-1))
-    return Moments(float(count.reshape(-1)[0]), left, right, product)
 
 
 def count_rows(

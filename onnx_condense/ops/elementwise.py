@@ -146,6 +146,8 @@ _LAWS = {
     ),
 }
 _CENTRES = {"Sigmoid": 0.5}
+# Not 0 where their argument is.
+_STEADY = {"HardSigmoid", "Sigmoid"}
 _GUARDS = {"Dropout": _is_training}
 
 # Before opset 7 binary ops broadcast by an `axis` attribute, in another way.
@@ -163,6 +165,7 @@ register(
             law=_LAWS.get(op, Law.ANY),
             centre=_CENTRES.get(op, 0.0),
             guard=_GUARDS.get(op, never),
+            steady=op in _STEADY,
         )
         for op in _OPS.split()
     ),

@@ -130,7 +130,7 @@ _ADVICE = {
 """By reason, what a caller can do about it."""
 
 register(
-    OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True),
+    OpRule("InstanceNormalization", trace_instance, since=6, law=Law.ANY, per_channel=True, steady=True),
     OpRule("LpNormalization", _over(_one(-1), NORMALISED), law=Law.ANY, per_channel=True),
     *(
         OpRule(op, _over(axes, NORMALISED), since=since, until=until, law=Law.ANY, per_channel=True)

@@ -141,6 +141,7 @@ class OpRule:
     absorbs: (position, factor): adding s to the first operand is adding factor s to the operand at the position.
     multiple: widths that are multiples of it run well (docs/benchmarks.md); others may be slower than wider ones.
     per_channel: not element-wise, but each channel by itself, with vectors that have one number per channel.
+    steady: its results do not grow with the length of its argument, not even near zero (a gate, a normalisation).
     pads: of a filter, whether zeros beside the activation are read, from its attributes and its kernel's shape.
     guard: a reason to treat this node as a barrier after all, or "".
     activation: of an op that applies a function to its own sums, which one, from its attributes. What is added to the
@@ -161,6 +162,7 @@ class OpRule:
     absorbs: tuple[int, float] | None = None
     multiple: int = 1
     per_channel: bool = False
+    steady: bool = False
     pads: Callable[[Mapping[str, Any], Sequence[int]], bool] | None = None
     guard: Callable[[Call], str] = never
     refine: Callable[[Mapping[str, Any], Constants], Law] | None = None

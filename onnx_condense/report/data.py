@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 SCHEMA = 1
 
 Status = Literal["condensed", "unchanged", "failed"]
+Evidence = Literal["samples", "synthetic", "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,29 @@ class ErrorSummary:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThinSpace:
+    """A narrowed space with few rows to fit on; rows: per kept channel, at the reader that has fewest."""
+
+    name: str
+    rows: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """How well calibration stands for what judged the result.
+
+    seen: the error on samples that were fitted on, to hold beside `ErrorSummary.value`; samples: how many of them.
+    grouped: whether some samples belong together, so that none of a judging sample's group was fitted on.
+    thin: narrowed spaces with fewer than 10 rows per kept channel, fewest first.
+    """
+
+    seen: float
+    samples: int
+    grouped: bool
+    thin: tuple[ThinSpace, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Latency:
     """Paired timing of both networks: medians in ms, speedup = before / after with its 99 % interval."""
 
@@ -111,7 +136,11 @@ class Report:
     """What happened, as data. `after` counts equal `before` when the status is "unchanged".
 
     macs: multiply-accumulates of one pass, symbolic sizes counted as 1 (a fixed batch as it is).
+    coverage: None where nothing was fitted on samples.
     latency: empty where nothing was timed (unchanged or failed).
+    evidence: what tells that channels are redundant, or that none is: given samples, drawn inputs (weaker: the error
+    holds on such inputs only, or on the verification samples), or the weights alone (for all inputs); None: it failed.
+    method: what chose the channels and made the weights; threshold: of condensation, by patterns of names, if given.
     notes: remarks for the user in order of appearance (casts made, weak coverage, per-feature warnings).
     """
 
@@ -122,9 +151,13 @@ class Report:
     macs: Change | None = None
     bytes: Change | None = None
     error: ErrorSummary | None = None
+    coverage: Coverage | None = None
     latency: tuple[Latency, ...] = ()
     spaces: tuple[SpaceRow, ...] = ()
     refusals: tuple[RefusalRow, ...] = ()
+    evidence: Evidence | None = None
+    method: str = "fit"
+    threshold: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     schema: int = SCHEMA

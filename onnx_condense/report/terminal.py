@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from onnx_condense.report.data import Change, ErrorSummary, Latency, RefusalRow, Report, SpaceRow
+    from onnx_condense.report.data import Change, Coverage, ErrorSummary, Latency, RefusalRow, Report, SpaceRow
 
 SPACE_ROWS = 20
 REFUSAL_ROWS = 10
@@ -234,6 +234,10 @@ def _summary(report: Report) -> RenderableType:
 
 
 def _summary_rows(report: Report) -> Iterator[tuple[str, Text]]:
+    if report.evidence == "synthetic":
+        yield "evidence", Text("synthetic: inputs were drawn, which says less than real ones", style="yellow")
+    if report.method != "fit":
+        yield "method", Text(_method(report))
     for label, change, unit in (
         ("parameters", report.parameters, ""),
         ("MACs", report.macs, ""),
@@ -243,16 +247,25 @@ def _summary_rows(report: Report) -> Iterator[tuple[str, Text]]:
             before, after = scaled([change.before, change.after], unit)
             yield label, Text(f"{before} -> {after}  ({share(change)})")
     if report.error:
-        yield from _error_rows(report.error)
+        yield from _error_rows(report.error, report.coverage)
     for latency in report.latency:
         yield f"batch {latency.batch}", _latency_text(latency)
     yield from _note_rows(report.notes)
     yield "time", Text(f"{report.seconds:.1f} s")
 
 
-def _error_rows(error: ErrorSummary) -> Iterator[tuple[str, Text]]:
+def _method(report: Report) -> str:
+    """Which one it was, if it is not ours, and the thresholds."""
+    cosines = report.threshold or {}
+    told = ", ".join(f"{cosine:g}" if name == "*" else f"{inert(name)}={cosine:g}" for name, cosine in cosines.items())
+    return f"{report.method}  (threshold {told})" if told else report.method
+
+
+def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tuple[str, Text]]:
     facts = [] if error.tolerance is None else [f"tolerance {error.tolerance:g}"]
     facts.append(f"{error.samples:,} unseen samples")
+    if coverage:
+        facts.append(f"{coverage.seen:.3g} on seen ones")
     if error.back_offs:
         facts.append(f"{error.back_offs} steps back" if error.back_offs > 1 else "1 step back")
     yield "error", Text(f"{error.value:.3g}  ({', '.join(facts)})")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_condense.model import Network, inlined
-from onnx_condense.plan import ChannelView, Plan
+from onnx_condense.plan import ChannelView, Plan, Rotation
 from onnx_condense.rewrite.draft import (
     Draft,
     draft_constant,
@@ -32,7 +32,7 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     Raises:
         DefectError: channels that go do not form whole slices of some constant (a defect of the analysis).
     """
-    draft = Draft(network, _mask(view, plan))
+    draft = Draft(network, _mask(view, plan), _rotations(view, plan))
     updates = {u.use: u for u in plan.updates}
     for i, use in enumerate(view.linear):
         draft_weight(draft, use, updates[i].weight if i in updates else None)
@@ -41,8 +41,12 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
     for size in view.sizes:
         draft_size(draft, size)
     for i, update in sorted(updates.items()):
-        rows = view.linear[i].rows
-        offset = update.offset[~draft.gone[rows]] if rows.size else update.offset
+        rows, offset = view.linear[i].rows, update.offset
+        rotation = draft.rotation(rows)
+        if rotation is not None:
+            offset = rotation.into @ offset
+        elif rows.size:
+            offset = offset[~draft.gone[rows]]
         if offset.any():
             draft_offset(draft, view.linear[i], offset)
     proto = onnx.ModelProto()
@@ -63,6 +67,12 @@ def _mask(view: ChannelView, plan: Plan) -> npt.NDArray[np.bool_]:
     mask = np.zeros(max((int(a.max(initial=0)) for a in labels), default=0) + 1, np.bool_)
     mask[sorted(plan.dropped(view.spaces))] = True
     return mask
+
+
+def _rotations(view: ChannelView, plan: Plan) -> dict[int, Rotation]:
+    """By the channels of the spaces that they mix."""
+    channels = {s.name: s.channels.tolist() for s in view.spaces}
+    return {label: rotation for rotation in plan.rotations for label in channels[rotation.space]}
 
 
 def _patch_shapes(draft: Draft, view: ChannelView, proto: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx_condense.plan import (
     IntArray,
     LinearUse,
     Operand,
+    Rotation,
     SizeUse,
     SplitUse,
 )
@@ -33,6 +35,8 @@ class Draft:
 
     network: Network
     gone: npt.NDArray[np.bool_]
+    # By each channel of a space whose channels are mixed.
+    rotations: Mapping[int, Rotation] = dataclasses.field(default_factory=dict)
     values: dict[Operand, Array] = dataclasses.field(default_factory=dict)
     new_bias: dict[Operand, Array] = dataclasses.field(default_factory=dict)
     add_after: dict[int, Array] = dataclasses.field(default_factory=dict)
@@ -51,6 +55,10 @@ class Draft:
         assert value is not None
         return value
 
+    def rotation(self, labels: IntArray) -> Rotation | None:
+        """How the channels along an axis are mixed, if they are; it is all of a space or nothing."""
+        return self.rotations.get(int(labels.flat[0])) if labels.size else None
+
 
 def kept_positions(labels: IntArray, axis: int, gone: npt.NDArray[np.bool_]) -> IntArray:
     """Positions along an axis that stay, for labels whose channels go as whole slices.
@@ -65,7 +73,7 @@ def kept_positions(labels: IntArray, axis: int, gone: npt.NDArray[np.bool_]) -> 
 
 
 def draft_weight(draft: Draft, use: LinearUse, updated: FloatArray | None) -> None:
-    """Rows and columns of a weight go with their channels; a reader gets its new columns."""
+    """Rows and columns of a weight go with their channels, or are mixed; a reader gets its new columns."""
     stored = draft.current(use.weight)
     # The columns of every group are the same ones: they are stored once.
     keep_in = np.flatnonzero(~draft.gone[use.columns[: len(use.columns) // use.groups]])
@@ -73,28 +81,57 @@ def draft_weight(draft: Draft, use: LinearUse, updated: FloatArray | None) -> No
     if updated is None and len(keep_in) == use.columns.size // use.groups and not cut:
         return
     value = stored
+    mixed_in = draft.rotation(use.columns)
+    if mixed_in is not None:
+        updated = _mixed_columns(use, updated, mixed_in)
     if updated is not None:
-        value = use.as_stored(updated, stored).astype(stored.dtype)
+        value = use.as_stored(updated, stored)
     value = value.take(keep_in, axis=use.in_axis)
-    if cut:
+    mixed_out = draft.rotation(use.rows)
+    if mixed_out is not None:
+        (axis,) = use.row_axes
+        value = mixed_along(value, axis, mixed_out.into)
+    elif cut:
         *_, last = use.row_axes
         rows = use.rows.reshape([stored.shape[axis] for axis in use.row_axes])
         value = value.take(kept_positions(rows, rows.ndim - 1, draft.gone), axis=last)
-    draft.values[use.weight] = value
+    draft.values[use.weight] = value.astype(stored.dtype)
+
+
+def _mixed_columns(use: LinearUse, updated: FloatArray | None, rotation: Rotation) -> FloatArray:
+    """Columns [O, K T] for mixed channels, in the places of the first of them; the other places are to go."""
+    if updated is None:
+        raise DefectError("unread-rotation", "channels are mixed, but one of their readers gets no new columns")
+    channels, first = np.unique(use.columns, return_index=True)
+    channels = channels[np.argsort(first)]
+    # A channel may own several places (behind a Flatten): the j-th of each belong together.
+    own = np.stack([np.flatnonzero(use.columns == c) for c in channels])
+    cells = updated.reshape(len(updated), len(use.columns), use.taps)
+    result = np.zeros_like(cells)
+    result[:, own[: len(rotation.into)]] = np.einsum("ocjt,ck->okjt", cells[:, own], rotation.out, optimize=True)
+    return result.reshape(updated.shape)
+
+
+def mixed_along(value: Array, axis: int, matrix: FloatArray) -> FloatArray:
+    """The slices along an axis, mixed: the k-th is sum_c matrix[k, c] times the c-th."""
+    return np.moveaxis(np.tensordot(matrix, value.astype(np.float64), (1, axis)), 0, axis)
 
 
 def draft_constant(draft: Draft, constant: ConstantUse) -> None:
-    """Carried constants are sliced along."""
-    value = draft.current(constant.operand)
+    """Carried constants are sliced along, or mixed."""
+    value = stored = draft.current(constant.operand)
+    rotation = draft.rotation(constant.labels)
     changed = False
     for axis, extent in enumerate(constant.labels.shape):
         if extent == 1:
             continue
         keep = kept_positions(constant.labels, axis, draft.gone)
-        if len(keep) < extent:
+        if rotation is not None:
+            value, changed = mixed_along(value, axis, rotation.into), True
+        elif len(keep) < extent:
             value, changed = value.take(keep, axis=axis), True
     if changed:
-        draft.values[constant.operand] = value
+        draft.values[constant.operand] = value.astype(stored.dtype)
 
 
 def draft_size(draft: Draft, use: SizeUse | SplitUse | IndexUse) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.linalg
 
 from onnx_condense.compensate import factorized
-from onnx_condense.plan import FloatArray, IntArray
+from onnx_condense.plan import FloatArray, IntArray, bands
 
 BLOCK = 1 / 40
 
@@ -90,8 +90,9 @@ class _State:
         G, A = self.G[: self.live, : self.live], self.A[:, : self.live]
         factor = scipy.linalg.cho_factor(G[k:, k:], lower=True, check_finite=False)
         X = scipy.linalg.cho_solve(factor, G[k:, :k], check_finite=False)
-        A[:, :k] -= A[:, k:] @ X
-        G[:k, :k] -= G[:k, k:] @ X
+        for matrix in (A, G[:k]):
+            for rows in bands(matrix):
+                matrix[rows, :k] -= matrix[rows, k:] @ X
         self.live = k
 
     def _to_back(self, gone: IntArray, k: int) -> None:
@@ -135,14 +136,25 @@ def eliminate(readers: Sequence[ReaderCost], removable: IntArray, ridge: float) 
 
 
 def _start(reader: ReaderCost, ridge: float) -> _State:
-    C = reader.covariance
-    narrow = reader.weight.astype(np.float32)
-    scale = float(np.einsum("ij,ij->", narrow @ C.astype(np.float32), narrow, dtype=np.float64))
-    factor, _ = factorized(C, ridge)
+    scale = _spread(reader)
+    factor, _ = factorized(reader.covariance, ridge)
     inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
     A = reader.weight / math.sqrt(scale) if scale > 0 else reader.weight.copy()
-    return _State(np.ascontiguousarray(A), inverse, reader.columns.copy())
+    return _State(np.ascontiguousarray(A), _mirrored(inverse).T, reader.columns.copy())
+
+
+def _spread(reader: ReaderCost) -> float:
+    """tr(W C W^T), in single precision: it only sets the scale."""
+    narrow = reader.weight.astype(np.float32)
+    return float(np.einsum("ij,ij->", narrow @ reader.covariance.astype(np.float32), narrow, dtype=np.float64))
+
+
+def _mirrored(lower: FloatArray) -> FloatArray:
+    """The symmetric matrix of which the lower triangle is given, in its place."""
+    for rows in bands(lower):
+        ends = np.arange(len(lower))[rows, None]
+        np.copyto(lower[rows], lower[:, rows].T, where=np.arange(len(lower)) > ends)
+    return lower
 
 
 def _exact_steps(states: Sequence[_State], candidates: IntArray, count: int) -> tuple[IntArray, FloatArray]:

@@ -1,0 +1,58 @@
+"""How well calibration stands for what a result is judged on: told from what was measured, never assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnx_condense.data.samples import Samples
+from onnx_condense.metrics import Measurement
+from onnx_condense.plan import IntArray
+from onnx_condense.report.data import Coverage, ThinSpace
+
+# Fewer rows than this per kept channel leave a least-squares fit to chance.
+ROWS = 10.0
+# Where the error on unseen samples is this many times that on seen ones, these do not stand for those.
+APART = 2.0
+CONFIDENCE = 0.95
+# So many of the samples that were fitted on are measured at least, if there are as many.
+LEAST = 256
+
+
+def seen(fit: IntArray, judged: int) -> IntArray:
+    """Of the samples that were fitted on as many as judge the result, evenly spread."""
+    count = min(len(fit), max(judged, LEAST))
+    return fit[np.linspace(0, len(fit) - 1, count).astype(np.int64)]
+
+
+def summary(samples: Samples, indices: IntArray, known: Measurement, rows: Mapping[str, float]) -> Coverage:
+    """What a report says of coverage.
+
+    Args:
+        samples: the calibration.
+        indices: of it, samples that were fitted on.
+        known: the result's error on these.
+        rows: per narrowed space, rows fitted on over channels kept.
+    """
+    thin = sorted((ThinSpace(name, count) for name, count in rows.items() if count < ROWS), key=lambda t: t.rows)
+    grouped = len(np.unique(samples.groups)) < len(samples)
+    return Coverage(known.value, len(indices), grouped, tuple(thin))
+
+
+def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> list[str]:
+    """Warnings, in words, where unseen samples come off much worse than seen ones, or a fit had few rows."""
+    found = []
+    if unseen > APART * known.upper(CONFIDENCE, seed):
+        what = "groups" if coverage.grouped else "samples"
+        found.append(
+            f"the error on unseen {what} is {unseen / known.value:.1f} times that on seen ones ({coverage.seen:.2g}): "
+            f"calibration does not stand for all inputs; give more {what}, and more different ones"
+        )
+    if coverage.thin:
+        first = coverage.thin[0]
+        found.append(
+            f"{len(coverage.thin)} space{'s' * (len(coverage.thin) > 1)} had fewer than {ROWS:g} rows per kept channel "
+            f"to fit on (fewest: {first.rows:.2g}, {first.name}): more calibration samples would help"
+        )
+    return found
