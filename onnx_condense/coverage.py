@@ -45,8 +45,9 @@ def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> l
     found = []
     if unseen > APART * known.upper(CONFIDENCE, seed):
         what = "groups" if coverage.grouped else "samples"
+        more = f"{unseen / known.value:.1f} times" if known.value else "far above"
         found.append(
-            f"the error on unseen {what} is {unseen / known.value:.1f} times that on seen ones ({coverage.seen:.2g}): "
+            f"the error on unseen {what} is {more} that on seen ones ({coverage.seen:.2g}): "
             f"calibration does not stand for all inputs; give more {what}, and more different ones"
         )
     if coverage.thin:

@@ -51,7 +51,7 @@ def drawings(graph: onnx.GraphProto, seed: int) -> Iterator[list[dict[str, Array
     seen = []
     for rows, sizes in ((SIZES, SIZES), *((SIZES, s) for s in LARGER), *((s, s) for s in LARGER)):
         shapes = [_shapes(input_specs(graph), *both) for both in zip(rows, sizes, strict=True)]
-        small = sizes == SIZES or all(sum(map(math.prod, s.values())) <= MOST for s in shapes)
+        small = sizes == SIZES or all(_elements(s) <= MOST for s in shapes)
         if small and shapes not in seen:
             seen.append(shapes)
             yield draw_feeds(graph, seed, rows, sizes)
@@ -93,6 +93,11 @@ def _shapes(specs: Sequence[InputSpec], rows: int, size: int) -> dict[str, tuple
         free = [rows if dim in counted or (dim is None and axis == 0) else size for axis, dim in enumerate(spec.shape)]
         found[spec.name] = tuple(d if isinstance(d, int) else n for d, n in zip(spec.shape, free, strict=True))
     return found
+
+
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers of one feed."""
+    return sum(map(math.prod, shapes.values()))
 
 
 def _draw(spec: InputSpec, shape: tuple[int, ...], limits: Mapping[str, int], rng: np.random.Generator) -> Array:
@@ -179,6 +184,10 @@ class Drawer:
                 shape = (count * shape[0], *shape[1:])
             arrays[spec.name] = self._array(spec, shape, np.random.default_rng((self._seed, number)), look)
         return arrays
+
+    def elements(self, rows: int, size: int) -> int:
+        """Numbers of one feed of such sizes."""
+        return _elements(_shapes(self.specs, rows, size))
 
     def feed(self, index: int, rows: int, size: int) -> dict[str, Array]:
         """The feed of this index, with so many rows where these are free, and `size` along all other free axes."""

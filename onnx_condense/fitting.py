@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ from onnx_condense.plan import (
 )
 from onnx_condense.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import Runtime
+from onnx_condense.runtime import Runtime, release
 from onnx_condense.select.curves import Trial, best_judged, judged, overfits
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 from onnx_condense.turning import Turns
@@ -100,8 +100,7 @@ class Fitter:
         self._settled = stages_of(network, view, self._readers)
         self._fit = self._dense(self._fit_rows)
         self._held = self._dense(search)
-        # Ridges are chosen on what the search share was held out from, also once it is fitted on.
-        self._chosen_on = self._fit
+        self._use_held = False
         self._ridge_of: dict[tuple[int, ...], float] = {}
         self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
         if orders is None:
@@ -110,12 +109,11 @@ class Fitter:
             pairs = zip(orders, self.spaces, strict=True)
             self.eliminations = tuple(judged(order, self._trials(s), USUAL_RIDGE) for order, s in pairs)
         self._fit, self._held = (self._turns.moments(m, self._readers) for m in (self._fit, self._held))
-        self._chosen_on = self._fit
         self._readers = self._turns.readers(self._readers)
 
     def use_all(self, search: IntArray) -> None:
         """From now on fit on fit + search together; ridges are still chosen with search held out."""
-        self._fit = {columns: known.plus(self._held[columns]) for columns, known in self._fit.items()}
+        self._use_held = True
         self._fit_rows = np.sort(np.concatenate([self._fit_rows, search]))
 
     def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
@@ -126,7 +124,7 @@ class Fitter:
         found = {}
         for name in (s.space for s in selections):
             readers = [r for r in self._readers if np.isin(r.labels, channels[name]).any()]
-            rows = [self._summed(self._fit, r).count * max(r.pooled, 1) for r in readers]
+            rows = [sum(m.count for m in self._learned(r)) * max(r.pooled, 1) for r in readers]
             kept = [max(int((~np.isin(r.labels, gone)).sum()) // r.groups, 1) for r in readers]
             found[name] = min((n / k for n, k in zip(rows, kept, strict=True)), default=math.inf)
         return found
@@ -168,6 +166,11 @@ class Fitter:
     def _summed(self, source: Mapping[Columns, Moments], readers: Readers) -> Moments:
         return functools.reduce(Moments.plus, (source[c] for c in readers.columns))
 
+    def _learned(self, readers: Readers) -> list[Moments]:
+        """What is fitted on; apart, as the sum would be as large again."""
+        sources = (self._fit, self._held) if self._use_held else (self._fit,)
+        return [self._summed(source, readers) for source in sources]
+
     # ---- selection ----
 
     def _eliminate(self, space: ChannelSpace) -> Elimination:
@@ -176,6 +179,7 @@ class Fitter:
         removable = np.flatnonzero(~space.pinned)
         readers = [t.reader for t in trials]
         first = eliminate(readers, removable, SELECTION_RIDGE)
+        release()
         if not trials or not len(first.order) or not overfits(first, trials, USUAL_RIDGE):
             return first
         orders = [first, *(eliminate(readers, removable, ridge) for ridge in CAREFUL_RIDGES)]
@@ -190,17 +194,17 @@ class Fitter:
         trials = []
         for stack in stacks.values():
             fit, held = self._summed(self._fit, stack[0]), self._summed(self._held, stack[0])
-            covariance, moments_held = fit.covariance, held.about(fit.left)
+            covariance, held_out = fit.covariance, functools.cache(functools.partial(held.about, fit.left))
             for parts in zip(*(r.parts() for r in stack), strict=True):
                 features = parts[0][1]
-                weight = np.concatenate(
-                    [
-                        r.weight[rows, features] * self.view.linear[r.uses[0]].gain
-                        for r, (rows, _) in zip(stack, parts, strict=True)
-                    ]
-                )
+                weights = [r.weight[rows, features] for r, (rows, _) in zip(stack, parts, strict=True)]
+                gains = [self.view.linear[r.uses[0]].gain for r in stack]
+                # One alone is not copied: it may be as large as the covariance.
+                weight = weights[0]
+                if len(stack) > 1 or gains != [1.0]:
+                    weight = np.concatenate([w * gain for w, gain in zip(weights, gains, strict=True)])
                 cost = ReaderCost(weight, covariance[features, features], stack[0].owned(space, features))
-                trials.append(Trial(cost, moments_held[features, features]))
+                trials.append(Trial(cost, functools.partial(_square, held_out, features)))
         return trials
 
     # ---- plans ----
@@ -277,8 +281,9 @@ class Fitter:
     ) -> None:
         keep = np.flatnonzero(~np.isin(readers.labels, list(gone)))
         if joint is None:
-            dense = self._summed(self._fit, readers)
-            joint = dense.part(np.arange(len(readers.labels)), keep), dense.part(keep, keep)
+            dense, everything = self._learned(readers), np.arange(len(readers.labels))
+            cross, kept = ([m.part(left, keep) for m in dense] for left in (everything, keep))
+            joint = functools.reduce(Moments.plus, cross), functools.reduce(Moments.plus, kept)
         weight = np.zeros_like(readers.weight)
         offsets = []
         for rows, features in readers.parts():
@@ -294,15 +299,15 @@ class Fitter:
 
     def _ridge(self, readers: Readers, part: _Part, keep: IntArray) -> float:
         """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
-        dense, held = self._summed(self._chosen_on, readers), self._summed(self._held, readers)
+        dense, held = self._summed(self._fit, readers), self._summed(self._held, readers)
         if dense.count * max(readers.pooled, 1) >= RICH * len(keep):
             return USUAL_RIDGE
         key = (*readers.uses, part.features.start, len(keep))
         if key not in self._ridge_of:
             everything, local = np.arange(part.features.start, part.features.stop), keep - part.features.start
             cross, kept = dense.part(everything, keep), dense.part(keep, keep)
-            target = part.weight @ held.covariance[part.features, keep]
-            own = held.covariance[np.ix_(keep, keep)]
+            target = part.weight @ held.part(everything, keep).covariance
+            own = held.part(keep, keep).covariance
 
             def held_out_error(ridge: float) -> float:
                 fitted, _ = refit(part.weight, cross, kept, local, ridge)
@@ -327,6 +332,10 @@ class _Part:
             return cross, kept
         own, left = np.arange(self.first, self.last), np.arange(self.features.start, self.features.stop)
         return cross.part(left, own), kept.part(own, own)
+
+
+def _square(of: Callable[[], FloatArray], part: slice) -> FloatArray:
+    return of()[part, part]
 
 
 def _ends(part: slice) -> tuple[int, int]:

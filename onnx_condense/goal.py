@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 from onnx_condense.errors import UsageError
@@ -102,8 +103,7 @@ def check_goal(  # noqa: PLR0913 - the options that decide what is made, all by 
         UsageError: a value is out of range, or options exclude or need each other.
     """
     _check_ranges(tolerance, keep, seed, augment)
-    cosines = {EVERYWHERE: threshold} if isinstance(threshold, (int, float)) else threshold
-    _check_threshold(method, cosines, keep)
+    cosines = None if threshold is None else _checked_threshold(method, threshold, keep)
     _check_method(method, tolerance, augment, calibrated=calibrated)
     if not calibrated:
         if augment:
@@ -137,19 +137,21 @@ def _check_method(method: str, tolerance: float | None, augment: int, *, calibra
         raise UsageError("augment", f"--augment and --method {method} exclude each other: nothing is fitted")
 
 
-def _check_threshold(method: str, threshold: Mapping[str, float] | None, keep: float | None) -> None:
-    if threshold is None:
-        return
+def _checked_threshold(method: str, threshold: float | Mapping[str, float], keep: float | None) -> Mapping[str, float]:
+    """By patterns."""
     if method in METHODS and method not in CONDENSATION:
         raise UsageError("threshold", f"--threshold needs --method {' or '.join(CONDENSATION)}")
     if keep is not None:
         raise UsageError("threshold", "--threshold and --keep exclude each other: a threshold decides what goes")
-    if not threshold:
+    cosines = threshold if isinstance(threshold, Mapping) else {EVERYWHERE: threshold}
+    if not cosines:
         raise UsageError("threshold", "the threshold names no pattern: give a number, or patterns with numbers")
-    for pattern, cosine in threshold.items():
-        if not 0.0 < cosine <= 1.0:
+    for pattern, cosine in cosines.items():
+        if not (isinstance(cosine, numbers.Real) and 0.0 < cosine <= 1.0):
             which = "" if pattern == EVERYWHERE else f"{pattern}="
             raise UsageError("threshold", f"--threshold {which}{cosine}: give a cosine above 0, at most 1")
+    # NumPy's numbers are no JSON.
+    return {pattern: float(cosine) for pattern, cosine in cosines.items()}
 
 
 def _check_ranges(tolerance: float | None, keep: float | None, seed: int, augment: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -31,7 +32,7 @@ from onnx_condense.plan import IntArray, Plan
 from onnx_condense.proof import Proof, Prover
 from onnx_condense.report.data import Evidence, Latency, Reason, Report
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import CPU, Runtime, Session, limited_threads
+from onnx_condense.runtime import CPU, Runtime, Session, limited_threads, release
 from onnx_condense.spaces import find_spaces
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples, wish_of
 from onnx_condense.verify import rounding_level
@@ -142,7 +143,8 @@ class _Run:
     """One call of condense(): the stages in their order."""
 
     def __init__(self, network: Network, runtime: Runtime, goal: Goal, progress: Progress) -> None:
-        self.network, self.runtime, self.goal, self.progress = network, runtime, goal, progress
+        self.network, self.runtime, self.goal = network, runtime, goal
+        self.progress = functools.partial(_told, progress)
         self.prover = Prover(network, runtime)
         self.view = find_spaces(network)
         self.notes: list[str] = []
@@ -171,6 +173,7 @@ class _Run:
         for source in dict.fromkeys((samples, judged_by)):
             self.notes += source.notes
             check_independent(source, session, self.network.proto.graph)
+        del session  # it holds all weights once more
         self.progress("running the dense network", 0.05)
         if self.goal.lossless:
             # Nothing is fitted, so everything may judge.
@@ -380,6 +383,12 @@ class _Run:
         told = dataclasses.replace(report, notes=tuple(self.notes), method=method, threshold=threshold)
         told = dataclasses.replace(told, evidence=self._evidence(plans))
         return Condensed(model, plans, told, self.network)
+
+
+def _told(progress: Progress, stage: str, share: float) -> None:
+    """Say how far the run is, and hand back what the last stage took."""
+    release()
+    progress(stage, share)
 
 
 def _up(share: float) -> str:

@@ -106,7 +106,9 @@ def pooled(readers: Readers, taps: int) -> Readers | None:
     taps: of the convolution; 1 for a product, whose channels may own several columns behind a Flatten.
     """
     b = taps if taps > 1 else _multiplicity(readers.labels)
-    if b == 1 or len(readers.labels) % b:
+    # Copies of a channel in several groups are read by unlike rows, and each group has to keep features of its own.
+    apart = taps == 1 and readers.groups > 1
+    if b == 1 or apart or len(readers.labels) % b:
         return None
     for by_channel in (True, False):
         labels = arranged(readers.labels.astype(np.float64), b, by_channel=by_channel)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,13 @@ def limited_threads(threads: int) -> Iterator[None]:
     """BLAS keeps to the same number of threads as ONNX Runtime (0: leave both alone)."""
     with threadpoolctl.threadpool_limits(limits=threads or None):
         yield
+
+
+def release() -> None:
+    """Hand memory that is free back to the system: glibc keeps what came in pieces below 32 MB, as weights do."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class Runtime:

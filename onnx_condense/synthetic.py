@@ -20,7 +20,7 @@ from onnx_condense.cost import count_macs
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent
 from onnx_condense.data import load as load_samples
 from onnx_condense.data.samples import make_feeds
-from onnx_condense.draw import LARGER, PLAIN, SIZES, Drawer, Look
+from onnx_condense.draw import LARGER, MOST, PLAIN, SIZES, Drawer, Look
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.evidence.running import Memory, running_statistics
 from onnx_condense.model import Network, inlined
@@ -32,6 +32,8 @@ FEWEST = 5 * SMALLEST_SHARE
 # How many are drawn if not told otherwise: fewer where they are large or the network is, then at least so many.
 USUAL, LEAST = 4096, 256
 ELEMENTS = 2**26
+# What is asked for may hold so many numbers at most.
+LARGEST = 2**31
 WORK = 10**11
 # As feeds of their own, which run one by one.
 USUAL_FEEDS = 512
@@ -68,7 +70,7 @@ def wish_of(source: object) -> Synthetic | None:
     A file or folder of that very name is no wish, nor is any other way to write a path.
 
     Raises:
-        UsageError: the number is none, or too small to be split.
+        UsageError: the number is none, too small to be split, or too large for any computer.
     """
     if not isinstance(source, str) or source.partition(":")[0] != WORD or os.path.lexists(source):
         return None
@@ -78,10 +80,16 @@ def wish_of(source: object) -> Synthetic | None:
     if not (number.isascii() and number.isdigit()):
         text = f"--calibration {source}: {number!r} is no number of inputs; give one, as in {WORD}:1000"
         raise UsageError("synthetic", f"{text} (a file of that name: ./{source})")
+    if len(number) > len(str(LARGEST)):
+        raise _too_many(source, LARGEST)
     if int(number) < FEWEST:
         text = f"--calibration {source}: at least {FEWEST} inputs are needed to fit, search and verify on; draw more"
         raise UsageError("synthetic", text)
     return Synthetic(int(number))
+
+
+def _too_many(source: str, most: int) -> UsageError:
+    return UsageError("synthetic", f"--calibration {source}: draw at most {most}")
 
 
 def draw_samples(wish: Synthetic, network: Network, session: Session, runtime: Runtime, seed: int) -> Samples:
@@ -98,9 +106,24 @@ def draw_samples(wish: Synthetic, network: Network, session: Session, runtime: R
 
     Raises:
         ModelError: no values can be drawn for an input, or the network takes none of the sizes tried.
+        UsageError: more are wished for than can be held.
     """
-    drawer = Drawer(network.proto.graph, seed)
+    way = _taken(network, Drawer(network.proto.graph, seed), session)
+    if wish.count > way.most:
+        raise _too_many(f"{WORD}:{wish.count}", way.most)
+    look, notes = way.look(runtime)
+    samples = way.samples(wish.count or way.usual, look)
+    return dataclasses.replace(samples, notes=(*samples.notes, *notes))
+
+
+def _taken(network: Network, drawer: Drawer, session: Session) -> _Rows | _Feeds:
+    """The first way to draw that the network takes, if possible such that no output is empty.
+
+    Raises:
+        ModelError: it takes none.
+    """
     refused: list[str] = []
+    poor: list[_Rows | _Feeds] = []
     for way in _ways(network, drawer):
         try:
             probe = way.samples(PROBE, PLAIN)
@@ -110,22 +133,26 @@ def draw_samples(wish: Synthetic, network: Network, session: Session, runtime: R
             continue
         (first,) = probe.batches(np.arange(1))
         if all(y.size for y in run(session, first.feed)):
-            look, notes = way.look(runtime)
-            samples = way.samples(wish.count or way.usual, look)
-            return dataclasses.replace(samples, notes=(*samples.notes, *notes))
-        refused.append("an output is empty")
+            return way
+        poor.append(way)
+    if poor:
+        return poor[0]
     why = f" ({refused[0]})" if refused else ""
     raise ModelError("drawn-inputs", f"the network does not take drawn inputs{why}: give real ones with --calibration")
 
 
 def _ways(network: Network, drawer: Drawer) -> Iterator[_Rows | _Feeds]:
-    """Ways to draw, the likeliest first."""
+    """Ways to draw, the likeliest first; none whose samples would be huge, but for the smallest sizes."""
     if drawer.sliced:
         for size in ONE_SIZE if drawer.resizable else ONE_SIZE[:1]:
-            yield _Rows(network, drawer, size)
+            way = _Rows(network, drawer, size)
+            if way.elements <= MOST or size in SIZES or not drawer.resizable:
+                yield way
     for sizes in FEED_SIZES:
-        yield _Feeds(drawer, tuple(zip(SIZES, sizes, strict=True)))
-        yield _Feeds(drawer, tuple(zip(sizes, sizes, strict=True)))
+        for rows in (SIZES, sizes):
+            shapes = tuple(zip(rows, sizes, strict=True))
+            if sizes == SIZES or all(drawer.elements(*both) <= MOST for both in shapes):
+                yield _Feeds(drawer, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +162,7 @@ class _Feeds:
     drawer: Drawer
     shapes: Sequence[tuple[int, int]]
     usual: int = USUAL_FEEDS
+    most: int = 1000 * USUAL_FEEDS
 
     def samples(self, count: int, _: Look) -> Samples:
         """So many; their look is always plain."""
@@ -161,10 +189,15 @@ class _Rows:
     @property
     def usual(self) -> int:
         """How many are drawn if not told otherwise."""
-        return max(min(USUAL, ELEMENTS // self._elements, WORK // max(self._work(), 1)), LEAST)
+        return max(min(USUAL, ELEMENTS // self.elements, WORK // max(self._work(), 1)), LEAST)
 
     @property
-    def _elements(self) -> int:
+    def most(self) -> int:
+        """How many can be drawn."""
+        return LARGEST // self.elements
+
+    @property
+    def elements(self) -> int:
         """Numbers of one sample."""
         return max(1, sum(math.prod(self.drawer.shape(spec, self.size)) for spec in self.drawer.specs))
 
@@ -189,7 +222,7 @@ class _Rows:
         if not statistics or not self.drawer.has_floats:
             return PLAIN, ()
         memory = Memory(self.network, statistics, runtime)
-        asked = int(np.clip(ASKED_ELEMENTS // self._elements, *ASKED))
+        asked = int(np.clip(ASKED_ELEMENTS // self.elements, *ASKED))
 
         @functools.cache
         def distance(look: Look) -> float:

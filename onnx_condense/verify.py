@@ -96,12 +96,12 @@ def masked(network: Network, view: ChannelView, plan: Plan, jitter: int | None =
 
 def _forget(proto: onnx.ModelProto, names: set[str]) -> None:
     """Leave out those stored tensors that nothing reads any more: the new ones are as large."""
-    unread = (
-        names - {name for node in proto.graph.node for name in read_by(node)} - {o.name for o in proto.graph.output}
-    )
-    for listed in (proto.graph.initializer, proto.graph.input):
-        for at in [i for i, item in enumerate(listed) if item.name in unread][::-1]:
-            del listed[at]
+    graph = proto.graph
+    unread = names - {name for node in graph.node for name in read_by(node)} - {o.name for o in graph.output}
+    for at in [i for i, tensor in enumerate(graph.initializer) if tensor.name in unread][::-1]:
+        del graph.initializer[at]
+    for at in [i for i, value in enumerate(graph.input) if value.name in unread][::-1]:
+        del graph.input[at]
 
 
 def _offset_shape(network: Network, use: LinearUse) -> tuple[int, ...]:

@@ -203,6 +203,16 @@ def test_a_path_whose_prediction_says_nothing_is_halved(limit: int) -> None:
     assert found > 0 or limit < 20
 
 
+@pytest.mark.parametrize("free", [1, 5, 39])
+def test_stops_that_cost_nothing_are_no_end(free: int) -> None:
+    """The first stops are free and said to be, yet the search measured one of them."""
+    path = [Point((40 - i,), max(0, i - free) / 10, 10_000 - 200 * i) for i in range(40)]
+    for limit in range(free, 40):
+        errors = [0.0 if at <= free else 0.001 if at <= limit else 10.0 for at in range(40)]
+        assert free <= search(path, Recorder(errors.__getitem__), 0.01) <= limit
+    assert search(path, Recorder(lambda at: 0.5 if at <= free else 10.0), 1.0) == free
+
+
 def test_a_stop_close_below_the_tolerance_ends_the_search() -> None:
     path = straight(1000)
     measure = Recorder(lambda at: 1.3 * path[at].error)

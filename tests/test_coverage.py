@@ -10,8 +10,10 @@ import pytest
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.coverage import ROWS, seen
+from onnx_condense.coverage import ROWS, notes, seen
+from onnx_condense.metrics import Measurement
 from onnx_condense.proof import Prover
+from onnx_condense.report.data import Coverage
 
 Array = Any
 WIDTH, INPUTS = 60, 12
@@ -66,6 +68,12 @@ def test_a_warning_where_unseen_samples_come_off_much_worse() -> None:
     (note,) = [n for n in found.notes if "seen ones" in n]
     assert "on unseen samples" in note
     assert f"({found.coverage.seen:.2g})" in note
+
+
+def test_a_warning_where_seen_samples_show_no_error_at_all() -> None:
+    known = Measurement((), np.arange(100))
+    (note,) = notes(Coverage(0.0, 100, grouped=False), known, 0.3, 0)
+    assert note.startswith("the error on unseen samples is far above that on seen ones (0): ")
 
 
 def test_groups_are_named_as_such() -> None:

@@ -27,7 +27,7 @@ def trial(fit: FloatArray, held: FloatArray, outputs: int = 4, seed: int = 0) ->
     weight = np.random.default_rng(seed).standard_normal((outputs, fit.shape[1]))
     seen = moments(fit)
     reader = ReaderCost(weight, seen.covariance, np.arange(fit.shape[1])[:, None])
-    return Trial(reader, moments(held).about(seen.left))
+    return Trial(reader, lambda: moments(held).about(seen.left))
 
 
 def by_rows(fit: FloatArray, held: FloatArray, weight: FloatArray, gone: IntArray) -> float:
@@ -80,6 +80,15 @@ def test_costs_are_the_held_out_ones_and_grow() -> None:
     last = round(GRID[-1] * len(own.order))
     assert new.cost[last] == pytest.approx(held_out_error([found], own.order[:last], RIDGE), rel=1e-9)
     assert new.cost[len(own.order) // 2] > own.cost[len(own.order) // 2]
+
+
+def test_the_last_channels_are_never_free() -> None:
+    """Between a few channels and one the error grows as well; a flat end would tempt a search to take them all."""
+    found = trial(rows(60, 200, 1), rows(500, 200, 2))
+    own = order_of(found)
+    new = judged(own, [found], RIDGE)
+    assert new.cost[-1] == pytest.approx(held_out_error([found], own.order, RIDGE), rel=1e-9)
+    assert new.cost[-1] > 1.05 * new.cost[-8]
 
 
 def test_the_order_that_does_best_on_held_out_samples_is_taken() -> None:

@@ -38,7 +38,7 @@ def test_ridges_are_chosen_on_held_out_samples_also_once_these_are_fitted_on() -
 def test_fitting_on_all_counts_all_rows() -> None:
     fitter = make()
     fitter.use_all(np.arange(20, 60))
-    assert {m.count for m in fitter._fit.values()} == {60.0}
+    assert {sum(m.count for m in fitter._learned(r)) for r in fitter._readers} == {60.0}
 
 
 def test_a_factor_counts_as_if_it_were_in_the_weights() -> None:

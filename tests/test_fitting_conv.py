@@ -408,12 +408,13 @@ def test_passes_are_as_short_as_rows_and_numbers_ask_for(monkeypatch: pytest.Mon
 
 def test_after_the_search_all_rows_count(mode: str) -> None:
     made = fitter(residual(), X)
-    before = {c: m.count for c, m in made._fit.items()}
+    before = [sum(m.count for m in made._learned(r)) for r in made._readers]
     made.use_all(np.arange(70, 90))
-    for columns, found in made._fit.items():
-        assert found.count == before[columns] * 90 / 70
-        assert found.left.ndim == (2 if columns.per_channel else 1)
-    assert any(c.per_channel for c in before) == (mode == "pooled")
+    for readers, count in zip(made._readers, before, strict=True):
+        learned = made._learned(readers)
+        assert sum(m.count for m in learned) == count * 90 / 70
+        assert {m.left.ndim for m in learned} == {2 if readers.pooled else 1}
+    assert any(r.pooled for r in made._readers) == (mode == "pooled")
     _, condensed = made.plan(two_thirds(made), sequential=True)
     b, after = fetch(residual(), X, "y")[0], fetch(condensed, X, "y")[0]
     np.testing.assert_allclose(after.mean(0), b.mean(0), rtol=0, atol=64 * EPS * b.std())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from builders import ACTIVATIONS, Planting, base_layers, plant
 from builders import mlp as written
 from mlps import Net, mlp, normal
+from onnx import numpy_helper
 from test_condensation import noisy
 from test_pipeline import FakeTimer, relative, timer
 from typer.testing import CliRunner
@@ -129,6 +131,17 @@ def test_the_search_merges_what_is_parallel_first() -> None:
     assert after(found) == [9, 6, 4]
 
 
+def test_channels_that_go_for_nothing_do_not_stop_the_search() -> None:
+    """What no reader reads costs nothing at all, which tells the search no scale."""
+    dense = mlp((6, 20, 12, 3), activation="Relu", seed=1)
+    weights = {t.name: numpy_helper.to_array(t).copy() for t in dense.graph.initializer}
+    weights["W0"][:, 3:9], weights["b0"][3:9] = 0, 0
+    for tensor in dense.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    found = condense(dense, calibration=normal(300, 6), tolerance=0.3, method="drop", threads=1)
+    assert after(found)[0] <= 14
+
+
 def test_a_drop_is_not_compensated() -> None:
     """Half of the neurons are copies: dropping loses their share, a merge nothing."""
     errors = {}
@@ -189,6 +202,18 @@ def test_a_refit_takes_the_order_that_it_is_given() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         run(parallel(), **options)
+
+
+def test_a_threshold_may_be_any_real_number() -> None:
+    found = run(parallel(), method="condensation", threshold=np.float32(0.999))
+    assert after(found) == [9, 6, 4]
+    json.dumps(found.report.as_dict())
+
+
+@pytest.mark.parametrize("threshold", ["0.9", {"*": "0.9"}, [0.9], {"*": None}])
+def test_a_threshold_that_is_no_number_is_refused(threshold: Any) -> None:
+    with pytest.raises(UsageError, match=r"give a cosine above 0, at most 1"):
+        run(parallel(), method="condensation", threshold=threshold)
 
 
 def test_thresholds_as_the_command_gets_them() -> None:
@@ -263,6 +288,36 @@ def test_costs_never_fall() -> None:
     assert sorted(found.order.tolist()) == sorted(set(found.order.tolist()))
     assert len(found.order) == 29
     assert (np.diff(found.cost) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_merging_goes_step_by_step_to_the_most_alike_that_is_left(seed: int) -> None:
+    """Against the same in plain words; some can't stand for others, some have to stay."""
+    rng = np.random.default_rng(seed)
+    count = 12
+    cosine = np.where(rng.random((count, count)) < 0.2, -1.0, rng.uniform(-1, 1, (count, count)))
+    norm, share, pinned = rng.random(count), rng.random(count), rng.random(count) < 0.15 * (seed % 3)
+    found = agglomerated(cosine, norm, pinned, share)
+    left, order, costs = set(range(count)), list[int](), [0.0]
+    while len(left & set(np.flatnonzero(~pinned).tolist())) > 1:
+        pairs = [(cosine[i, j], i, j) for i in left for j in left if i != j and not pinned[i]]
+        _, one, other = max(pairs)
+        both = not pinned[other] and cosine[other, one] >= cosine[one, other]
+        order.append(other if both and norm[other] < norm[one] else one)
+        left.remove(order[-1])
+        near = {i: max(0.0, *(cosine[i, j] for j in left)) for i in order}
+        costs.append(sum(share[i] * (1 - near[i] ** 2) for i in order))
+    assert found.order.tolist() == order
+    np.testing.assert_allclose(found.cost, np.maximum.accumulate(costs), atol=1e-12)
+
+
+def test_a_wide_layer_of_few_directions_merges_in_no_time() -> None:
+    """Each of a group is the nearest to the next larger one: a look at all of them per step would take minutes."""
+    norm, free = np.linspace(1, 2, 1500), np.zeros(1500, bool)
+    started = time.process_time()
+    assert agglomerated(np.ones((1500, 1500)), norm, free, norm).order.tolist() == list(range(1499))
+    assert grouped(np.ones((1500, 1500)), norm, free, norm, 0.9).order.tolist() == list(range(1499))
+    assert time.process_time() - started < 2
 
 
 def test_who_can_not_be_stood_for_by_the_larger_goes_to_nobody_larger() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -119,6 +120,13 @@ def loose(labels: Sequence[int]) -> Readers:
 )
 def test_uneven_owners_are_not_pooled(labels: list[int]) -> None:
     assert pooled(loose(labels), 1) is None
+
+
+def test_channels_are_not_pooled_over_groups() -> None:
+    """Every group of rows reads columns of its own, though a channel lies in all groups."""
+    labels = [1, 2, 3, 1, 2, 3]
+    assert pooled(loose(labels), 1) is not None
+    assert pooled(dataclasses.replace(loose(labels), groups=2), 1) is None
 
 
 @pytest.mark.parametrize(

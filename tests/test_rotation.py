@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnx_condense.plan import FloatArray, Moments
+from onnx_condense.select import rotation
 from onnx_condense.select.curves import Trial
 from onnx_condense.select.obs import ReaderCost
 from onnx_condense.select.rotation import best_basis, left_mixed, mixed, mixed_moments, shortened, turned
@@ -37,7 +38,7 @@ def lost(readers: list[ReaderCost], into: FloatArray) -> float:
 
 
 def trial(r: ReaderCost) -> Trial:
-    return Trial(r, r.covariance)
+    return Trial(r, lambda: r.covariance)
 
 
 def test_the_basis_has_its_inverse_and_rows_of_length_one() -> None:
@@ -91,6 +92,41 @@ def test_several_readers_are_served_better_than_by_the_basis_of_their_mean() -> 
     pooled = V @ np.linalg.inv(L)
     own = best_basis(readers, TIGHT).into
     assert all(lost(readers, own[:k]) < lost(readers, pooled[:k]) for k in (4, 8, 12))
+
+
+def test_above_a_limit_of_work_readers_count_as_one_of_the_mean_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = [reader(i) for i in range(3)]
+    C = np.mean([r.covariance for r in readers], axis=0)
+    scaled = [r.weight / np.sqrt(np.trace(r.weight @ r.covariance @ r.weight.T)) for r in readers]
+    expected = best_basis([ReaderCost(np.concatenate(scaled), C, readers[0].columns)], TIGHT)
+    apart = best_basis(readers, TIGHT)
+    monkeypatch.setattr(rotation, "WORK", 3 * 8**3)
+    np.testing.assert_array_equal(best_basis(readers, TIGHT).into, apart.into)
+    monkeypatch.setattr(rotation, "WORK", 3 * 8**3 - 1)
+    found = best_basis(readers, TIGHT)
+    np.testing.assert_allclose(np.abs(found.into), np.abs(expected.into), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.into @ found.out, np.eye(8), atol=1e-9)
+    assert not np.allclose(found.into, apart.into)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_a_reader_counts_the_same_at_any_scale(scale: float) -> None:
+    readers = [reader(i) for i in range(3)]
+    other = [*readers[:2], ReaderCost(readers[2].weight * scale, readers[2].covariance, readers[2].columns)]
+    found, expected = (best_basis(r, TIGHT).into for r in (other, readers))
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("width", [2, 3, 8])
+def test_readers_that_hear_nothing_and_channels_that_never_vary_have_a_basis(width: int) -> None:
+    own = np.arange(width)[:, None]
+    silent = ReaderCost(np.zeros((4, width)), np.eye(width), own)
+    constant = ReaderCost(np.ones((4, width)), np.zeros((width, width)), own)
+    for readers in ([silent], [constant], [silent, constant], [silent, constant, reader(0, width)]):
+        basis = best_basis(readers, 1e-5)
+        np.testing.assert_allclose(basis.into @ basis.out, np.eye(width), atol=1e-9)
+        assert np.abs(basis.out).max() < 1e3
+        assert np.isfinite(shortened([turned(trial(r), basis).reader for r in readers], 1e-5).cost).all()
 
 
 def test_features_without_variance_come_last_and_are_not_blown_up() -> None:

@@ -170,6 +170,41 @@ def test_free_axes_take_the_first_size_that_the_network_takes(monkeypatch: pytes
         drawn(model, 30)
 
 
+def test_sizes_that_would_fill_the_memory_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network takes pictures of 224 x 224 alone, though it says that it takes any; and rows by sevens."""
+    tried: list[int] = []
+    array = Drawer._array
+
+    def spied(self: Drawer, spec: Any, shape: tuple[int, ...], *rest: Any) -> Array:
+        tried.append(math.prod(shape))
+        assert tried[-1] <= 2**24
+        return array(self, spec, shape, *rest)
+
+    monkeypatch.setattr(Drawer, "_array", spied)
+    net = Net({"x": ["N", 1, "H", "W"]})
+    net.node("MatMul", net.node("Flatten", "x"), net.weight("W", normal(224 * 224, 1)), out="y")
+    with pytest.raises(ModelError, match="does not take drawn inputs"):
+        drawn(net.model({"y": ["N", 1]}), 30)
+    net = Net({"x": ["N", 600]})
+    net.node("Reshape", "x", net.weight("to", np.array([7, 600])), out="y")
+    with pytest.raises(ModelError, match="does not take drawn inputs"):
+        drawn(net.model({"y": [7, 600]}), 30)
+    assert max(tried) > 2**20
+
+
+def test_an_output_that_is_always_empty_hinders_nothing() -> None:
+    net = Net({"x": ["N", 3]})
+    net.node("MatMul", "x", net.weight("W", normal(3, 2)), out="y")
+    net.node("Slice", "x", *(net.weight(n, np.array([v])) for n, v in (("from", 3), ("to", 9), ("axis", 1))), out="z")
+    assert everything(drawn(net.model({"y": ["N", 2], "z": ["N", 0]}), 30)).shape == (30, 3)
+
+
+@pytest.mark.parametrize("count", [2**31 // 3 + 1, 10**20])
+def test_more_than_can_be_held_is_refused_before_it_is_drawn(count: int) -> None:
+    with pytest.raises(UsageError, match=rf"^--calibration synthetic:{count}: draw at most \d+$"):
+        run(mlp(), f"synthetic:{count}")
+
+
 def test_samples_that_depend_on_each_other_are_feeds() -> None:
     net = Net({"x": ["T", 3]})
     total = net.node("CumSum", "x", net.weight("axis", np.int64(0)))

@@ -21,7 +21,7 @@ import typer
 from bench_common import Job, condense_apart, header, row
 from train_ignition import BOX_COX, STEP_S, Scaling, box_cox
 
-from onnx_condense.runtime import Runtime, run
+from onnx_condense.runtime import Array, Runtime, run
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,9 +42,10 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Temperatures [steps + 1, n] in K over time."""
+    """Temperatures [steps + 1, n] in K over time; inputs: what the network was fed with [n, steps, features]."""
 
     temperature: Floats
+    inputs: Array | None = None
 
     @property
     def delays(self) -> Floats:
@@ -91,15 +92,28 @@ def rolled(network: Path, scaling: Scaling, starts: Floats, steps: int) -> Rollo
     session = Runtime(threads=1).session(network)
     name = session.get_inputs()[0].name
     temperature, pressure, fractions = starts[:, :1], starts[:, 1:2], starts[:, 2:]
-    temperatures = [temperature]
+    temperatures, inputs = [temperature], []
     for _ in range(steps):
         x = (np.concatenate([temperature, pressure, box_cox(fractions)], axis=1) - scaling.x_mean) / scaling.x_std
-        change = run(session, {name: x.astype(np.float32)})[0].astype(np.float64) * scaling.y_std + scaling.y_mean
+        inputs.append(x.astype(np.float32))
+        change = run(session, {name: inputs[-1]})[0].astype(np.float64) * scaling.y_std + scaling.y_mean
         temperature = temperature + change[:, :1]
         moved = np.maximum(BOX_COX * (box_cox(fractions) + change[:, 1:]) + 1.0, 0.0) ** (1.0 / BOX_COX)
         fractions = moved / moved.sum(axis=1, keepdims=True)
         temperatures.append(temperature)
-    return Rollout(np.concatenate(temperatures, axis=1).T)
+    return Rollout(np.concatenate(temperatures, axis=1).T, np.stack(inputs, axis=1))
+
+
+def calibrate(given: Path, more: Rollout | None, every: int, out: Path) -> None:
+    """Write the calibration: what is given, and each `every`-th state of rollouts, one group per trajectory."""
+    with np.load(given) as data:
+        x = data["state"]
+        group = data["group"] if "group" in data else np.arange(len(x))
+    if more is not None and more.inputs is not None:
+        states = more.inputs[:, ::every]
+        runs = np.repeat(group.max() + 1 + np.arange(len(states)), states.shape[1])
+        x, group = np.concatenate([x, states.reshape(-1, x.shape[1])]), np.concatenate([group, runs])
+    np.savez(out, state=x, group=group)
 
 
 def cells(found: Rollout, reference: Rollout) -> list[str]:
@@ -123,6 +137,8 @@ def main(
     tolerances: Annotated[str, typer.Option(help="Joined by commas.")] = "0.005,0.01,0.02",
     keeps: Annotated[str, typer.Option(help="Shares of the parameters, joined by commas.")] = "0.07",
     starts: Annotated[int, typer.Option(help="Trajectories.")] = 48,
+    calibrated: Annotated[int, typer.Option(help="Other trajectories of the dense network to calibrate on too.")] = 0,
+    every: Annotated[int, typer.Option(help="Of these each so many-th state.")] = 5,
     steps: Annotated[int, typer.Option(help="Of 1e-6 s.")] = 600,
     mechanism: str = "gri30.yaml",
     threads: int = 0,
@@ -140,9 +156,12 @@ def main(
     print(row("dense, against Cantera", "100", "", *cells(dense, integrated(gas, begin, steps))), flush=True)
     goals: list[tuple[float | None, float | None]] = [(float(t), None) for t in tolerances.split(",") if t]
     goals += [(None, float(k)) for k in keeps.split(",") if k]
+    more = rolled(network, scaling, mixtures(gas, calibrated, seed + 1), steps) if calibrated else None
     with tempfile.TemporaryDirectory() as scratch:
+        states = Path(scratch, "states.npz")
+        calibrate(calibration, more, every, states)
         for tolerance, keep in goals:
-            job = Job(network, calibration, Path(scratch, "slim.onnx"), tolerance, keep, threads=threads, seed=seed)
+            job = Job(network, states, Path(scratch, "slim.onnx"), tolerance, keep, threads=threads, seed=seed)
             outcome = condense_apart(job)
             label = f"keep {keep:g}" if tolerance is None else f"tolerance {tolerance:g}"
             found = [outcome.failed] if outcome.failed else [f"{100 * outcome.kept:.2f}", f"{outcome.error:.4f}"]

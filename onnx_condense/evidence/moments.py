@@ -18,7 +18,7 @@ from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence.columns import MARK, OWN, Builder, Columns
 from onnx_condense.plan import IntArray, Moments, add_product
-from onnx_condense.runtime import Array, Runtime, run
+from onnx_condense.runtime import Array, Runtime, release, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
 ROWS = 1024
@@ -63,7 +63,11 @@ def collect(
     Raises:
         CalibrationError: a tensor is infinite or too large for second moments in float32.
     """
-    return collect_parts(proto, pairs, ranks, samples.batches(indices, batch), runtime) if pairs else []
+    if not pairs:
+        return []
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return collect_parts(copy, pairs, ranks, samples.batches(indices, batch), runtime)
 
 
 def collect_parts(
@@ -77,11 +81,15 @@ def collect_parts(
 ) -> list[Moments]:
     """The same over passes that are given; what else they hold than the network's inputs is left out.
 
+    proto: is changed: a copy would hold all weights once more.
     also: tensors whose values of each pass are given to `take`, in this order.
     """
-    model, draws = _with_moments(proto, pairs, ranks)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)
-    session = runtime.session(model)
+    draws = _put_moments(proto, pairs, ranks)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)
+    session = runtime.session(proto)
+    # The session has its own weights.
+    proto.Clear()
+    release()
     fed = {i.name for i in session.get_inputs()}
     rng = np.random.default_rng(0)
     totals = [_Total(pair) for pair in pairs]
@@ -93,6 +101,8 @@ def collect_parts(
         for total in reversed(totals):
             # Each is let go of once it is added: together they are as large as what they are added to.
             total.add(*(found.pop() for _ in range(4)))
+    del session
+    release()
     return [t.moments for t in totals if t.count]
 
 
@@ -109,7 +119,7 @@ class _Total:
         return Moments(self.count, self._left, self._right, self._product)
 
     def add(self, product: Array, right: Array, left: Array, count: Array) -> None:
-        """One pass: what `_with_moments` gives out, backwards, in float32."""
+        """One pass: what `_put_moments` gives out, backwards, in float32."""
         _check_finite(self._pair, (left, right, product))
         means = (np.asarray(a, np.float64).reshape(-1) for a in (left, right))
         sides = (self._pair.left, self._pair.right)
@@ -157,23 +167,23 @@ def count_rows(
     return [int(shape[0]) for shape in run(runtime.session(copy), first.feed)] if columns else []
 
 
-def _with_moments(
-    proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[str, int]
-) -> tuple[onnx.ModelProto, Mapping[str, Columns]]:
-    """The network with moments as its only outputs (what does not lead there is not computed), and its new inputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    builder = Builder(copy, ranks)
-    del copy.graph.output[:]
+def _put_moments(proto: onnx.ModelProto, pairs: Sequence[Pair], ranks: Mapping[str, int]) -> Mapping[str, Columns]:
+    """Give a network moments as its only outputs (what does not lead there is not computed).
+
+    Returns:
+        Its new inputs.
+    """
+    builder = Builder(proto, ranks)
+    del proto.graph.output[:]
     for i, pair in enumerate(pairs):
         left, left_mean, count = builder.centred(pair.left)
         right, right_mean, _ = builder.centred(pair.right)
         # Gemm needs a third input before opset 11.
         product = builder.node("MatMul", [builder.node("Transpose", [left], perm=[1, 0]), right])
         for name, kind in ((count, 7), (left_mean, 1), (right_mean, 1), (product, 1)):
-            out = builder.node("Identity", [name], out=f"{OWN}{i}_{len(copy.graph.output)}")
-            copy.graph.output.append(helper.make_tensor_value_info(out, kind, None))
-    return copy, builder.draws
+            out = builder.node("Identity", [name], out=f"{OWN}{i}_{len(proto.graph.output)}")
+            proto.graph.output.append(helper.make_tensor_value_info(out, kind, None))
+    return builder.draws
 
 
 def side_by_side(

@@ -81,6 +81,7 @@ class Stages:
         dense, other = (part_of(proto, types, ends | (cut - self._cut)) for proto in (self._proto, condensed))
         keeper = _Keeper([prefix + name for name in sorted(cut) for prefix in ("", PREFIX)], self._held)
         joint = side_by_side(dense, other, self._cut)
+        del dense, other
         found = collect_parts(joint, pairs, ranks, self._batches(), self._runtime, keeper.names, keeper.add)
         if keeper.held:
             self._cut, self._held = cut, keeper.held

@@ -7,7 +7,8 @@ that are silent there look free. The same refits judged on held-out moments tell
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from onnx_condense.compensate import columns_of
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.select.obs import Elimination, ReaderCost
 
-# Shares of what can go, at which the held-out error is worked out.
-GRID = (0.03, 0.1, 0.25, 0.5, 0.75, 0.95)
+# Shares of what can go, at which the held-out error is worked out; the last one so that the end is never a guess.
+GRID = (0.03, 0.1, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 MIDDLE = 0.5
 # An order whose held-out error is this many times its own is not to be trusted.
 OVERFIT = 2.0
@@ -27,12 +28,21 @@ TINY = np.finfo(np.float64).tiny
 class Trial:
     """One set of readers and what they read on held-out samples.
 
-    reader: with the covariance on the fit share; held: [K, K] second moments of the held-out share about the means
-    of the fit share.
+    reader: with the covariance on the fit share; told: makes `held`, which is as large and often not asked for.
     """
 
     reader: ReaderCost
-    held: FloatArray
+    told: Callable[[], FloatArray]
+
+    @functools.cached_property
+    def held(self) -> FloatArray:
+        """[K, K] second moments of the held-out share about the means of the fit share."""
+        return self.told()
+
+    @functools.cached_property
+    def level(self) -> float:
+        """What errors are relative to: the readers' own spread on the held-out share."""
+        return max(_spread(self.reader.weight, self.held), TINY)
 
 
 def held_out_error(trials: Sequence[Trial], gone: IntArray, ridge: float) -> float:
@@ -49,7 +59,7 @@ def _error(trial: Trial, gone: IntArray, ridge: float) -> float:
     if keep.size:
         C = reader.covariance
         change[:, keep] -= columns_of(reader.weight, C[:, keep], C[np.ix_(keep, keep)], keep, ridge)
-    return _spread(change, trial.held) / max(_spread(reader.weight, trial.held), TINY)
+    return _spread(change, trial.held) / trial.level
 
 
 def _spread(weight: FloatArray, moments: FloatArray) -> float:

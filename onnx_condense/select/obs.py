@@ -144,9 +144,12 @@ def _start(reader: ReaderCost, ridge: float) -> _State:
 
 
 def _spread(reader: ReaderCost) -> float:
-    """tr(W C W^T), in single precision: it only sets the scale."""
-    narrow = reader.weight.astype(np.float32)
-    return float(np.einsum("ij,ij->", narrow @ reader.covariance.astype(np.float32), narrow, dtype=np.float64))
+    """tr(W C W^T), products in single precision: it only sets the scale."""
+    W, total = reader.weight.astype(np.float32), 0.0
+    for rows in bands(reader.covariance):
+        part = W @ reader.covariance[rows].astype(np.float32).T
+        total += float(np.einsum("ij,ij->", part, W[:, rows], dtype=np.float64))
+    return total
 
 
 def _mirrored(lower: FloatArray) -> FloatArray:

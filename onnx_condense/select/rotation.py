@@ -11,6 +11,7 @@ each the eigenvectors of a weighted sum, with weights such that its stationary p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -26,6 +27,10 @@ from onnx_condense.select.obs import Elimination, ReaderCost
 BLOCK, WIDE = 1 / 40, 4096
 ROUNDS = 2
 SAY = 0.05
+# Of more than 1 / MOST of the eigenvectors LAPACK finds all of them sooner.
+MOST = 3
+# Readers times width^3: about 20 s on one core. Above it readers are taken as one, of the mean covariance.
+WORK = 2 * 10**10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Basis:
 def mixed(x: FloatArray, columns: IntArray, matrix: FloatArray) -> FloatArray:
     """Features mixed channel by channel: x [..., F] with columns [channels, b], all of F, those of one j together."""
     result = np.empty_like(x)
-    result[..., columns] = matrix @ x[..., columns]
+    for own in columns.T:
+        # One product of matrices; broadcast over `columns` it would be a product with a vector for every row.
+        result[..., own] = x[..., own] @ matrix.T
     return result
 
 
@@ -54,10 +61,13 @@ def best_basis(readers: Sequence[ReaderCost], ridge: float) -> Basis:
         ridge: on the covariances, relative to their mean variances.
     """
     covariances = [_covariance(reader) for reader in readers]
-    metrics = [_metric(*pair, ridge) for pair in zip(readers, covariances, strict=True)]
+    mean = np.sum(covariances, axis=0) / len(readers)
+    if len(readers) * len(mean) ** 3 > WORK:
+        metrics = [_metric(readers, mean, ridge)]
+    else:
+        metrics = [_metric([reader], C, ridge) for reader, C in zip(readers, covariances, strict=True)]
     nested = _nested(metrics)
     # What the first K say is the same whatever is added to the others, so these can be made uncorrelated.
-    mean = np.sum(covariances, axis=0) / len(readers)
     R = np.tril(factorized(nested @ mean @ nested.T, ridge)[0])
     into = scipy.linalg.solve_triangular(R, nested, lower=True)
     # Rounding of the moments in directions without data is not to be blown up.
@@ -89,11 +99,15 @@ class _Metric:
         return _Metric(X.T @ self.gram @ X, rest.T @ self.inverse @ X)
 
 
-def _metric(reader: ReaderCost, covariance: FloatArray, ridge: float) -> _Metric:
-    scale = _spread(reader) or 1.0
-    gram = sum((reader.weight[:, own].T @ reader.weight[:, own] for own in reader.columns.T), np.zeros_like(covariance))
+def _metric(readers: Sequence[ReaderCost], covariance: FloatArray, ridge: float) -> _Metric:
+    """What directions mean to some readers of one covariance, which count alike."""
+    gram = np.zeros_like(covariance)
+    for reader in readers:
+        scale = _spread(reader) or 1.0
+        for own in reader.columns.T:
+            gram += reader.weight[:, own].T @ reader.weight[:, own] / scale
     factor, _ = factorized(covariance, ridge)
-    return _Metric(gram / scale, scipy.linalg.cho_solve((factor, True), np.eye(len(covariance))))
+    return _Metric(gram, scipy.linalg.cho_solve((factor, True), np.eye(len(covariance))))
 
 
 def _nested(metrics: Sequence[_Metric]) -> FloatArray:
@@ -119,11 +133,11 @@ def _cheapest(metrics: Sequence[_Metric], count: int, weights: FloatArray) -> tu
     The derivative of sum m / g is that of a sum of m with weights 1 / g, and of g with weights -m / g^2.
     """
     best, least = None, math.inf
-    for _ in range(ROUNDS):
+    # Weights make no difference to one reader.
+    for _ in range(min(ROUNDS, len(metrics))):
         gram = sum(w * m.gram for w, m in zip(weights[0], metrics, strict=True))
         inverse = sum(w * m.inverse for w, m in zip(weights[1], metrics, strict=True))
-        _, n = scipy.linalg.eigh(gram, inverse, subset_by_index=[0, count - 1], check_finite=False)
-        n /= np.linalg.norm(n, axis=0)
+        n = _lowest(gram, inverse, count)
         m, g = np.array([metric.quotients(n) for metric in metrics]).transpose(1, 0, 2)
         if best is None or float((m / g).sum()) < least:
             best, least = n, float((m / g).sum())
@@ -135,6 +149,16 @@ def _cheapest(metrics: Sequence[_Metric], count: int, weights: FloatArray) -> tu
     return best, weights
 
 
+def _lowest(gram: FloatArray, inverse: FloatArray, count: int) -> FloatArray:
+    """The first generalized eigenvectors [k, count], of length 1."""
+    if MOST * count > len(gram):
+        _, n = scipy.linalg.eigh(gram, inverse, check_finite=False)
+        n = n[:, :count]
+    else:
+        _, n = scipy.linalg.eigh(gram, inverse, subset_by_index=[0, count - 1], check_finite=False)
+    return np.asarray(n / np.linalg.norm(n, axis=0))
+
+
 def _squares(matrix: FloatArray, n: FloatArray) -> FloatArray:
     return np.asarray(np.einsum("ij,ij->j", matrix @ n, n))
 
@@ -142,7 +166,8 @@ def _squares(matrix: FloatArray, n: FloatArray) -> FloatArray:
 def turned(trial: Trial, basis: Basis) -> Trial:
     """The same readers, of the new channels."""
     columns, reader = trial.reader.columns, trial.reader
-    covariance, held = (both_mixed(m, columns, basis.into) for m in (reader.covariance, trial.held))
+    covariance = both_mixed(reader.covariance, columns, basis.into)
+    held = functools.partial(both_mixed, trial.held, columns, basis.into)
     return Trial(ReaderCost(mixed(reader.weight, columns, basis.out.T), covariance, columns), held)
 
 
