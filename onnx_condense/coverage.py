@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
 from onnx_condense.data.samples import Samples
 from onnx_condense.metrics import Measurement
+from onnx_condense.outcome import Candidate
 from onnx_condense.plan import IntArray
+from onnx_condense.proof import Proof, Prover
 from onnx_condense.report.data import Coverage, ThinSpace
 
 # Fewer rows than this per kept channel leave a least-squares fit to chance.
@@ -38,6 +41,16 @@ def summary(samples: Samples, indices: IntArray, known: Measurement, rows: Mappi
     thin = sorted((ThinSpace(name, count) for name, count in rows.items() if count < ROWS), key=lambda t: t.rows)
     grouped = len(np.unique(samples.groups)) < len(samples)
     return Coverage(known.value, len(indices), grouped, tuple(thin))
+
+
+def covered(
+    fitted: Candidate, prover: Prover, samples: Samples, fit: IntArray, proof: Proof, seed: int
+) -> tuple[Candidate, list[str]]:
+    """The candidate with what the samples that it was fitted on say of those that judge it, and warnings."""
+    indices = seen(fit, proof.count)
+    known = prover.judge(samples, indices).measure(fitted.model)
+    found = summary(samples, indices, known, fitted.rows)
+    return dataclasses.replace(fitted, coverage=found), notes(found, known, fitted.measured.value, seed)
 
 
 def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> list[str]:

@@ -16,6 +16,9 @@ from onnx_condense.model import Network, serialized
 from onnx_condense.plan import ChannelView, Plan
 from onnx_condense.report.data import Change, Coverage, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
 
+# A fit has to save half a percent of the parameters or of the multiply-accumulates.
+WORTH = 0.995
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -40,6 +43,21 @@ class Candidate:
     def parameters(self) -> int:
         """As `cost.count_parameters`."""
         return count_parameters(self.model)
+
+
+def too_little(network: Network, found: Candidate, goal: Goal) -> str:
+    """Why a fit is not worth its error, in words; "" if it is, or if a size was asked for.
+
+    network: what it was fitted to.
+    """
+    before, after = (count_parameters(network.proto), count_macs(network)), Network(found.model)
+    left = [now / max(then, 1) for now, then in zip((found.parameters, count_macs(after)), before, strict=True)]
+    if left[0] < 1.0 and (goal.keep is not None or min(left) <= WORTH):
+        return ""
+    return (
+        f"a fit was given back: an error of {found.measured.value:.2g} is too much for "
+        f"{100 * max(1.0 - left[0], 0.0):.2g} % of the parameters"
+    )
 
 
 def condensed_report(

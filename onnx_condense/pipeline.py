@@ -27,7 +27,7 @@ from onnx_condense.goal import Goal, Threshold, check_goal
 from onnx_condense.methods import narrower, thresholds
 from onnx_condense.metrics import Judge
 from onnx_condense.model import Network, inlined, load
-from onnx_condense.outcome import Candidate, condensed_report, unchanged_report, why_unchanged
+from onnx_condense.outcome import Candidate, condensed_report, too_little, unchanged_report, why_unchanged
 from onnx_condense.plan import IntArray, Plan
 from onnx_condense.proof import Proof, Prover
 from onnx_condense.report.data import Evidence, Latency, Reason, Report
@@ -188,16 +188,9 @@ class _Run:
         exact = self._lossless(self._aligned_plan(), proof) if self.goal.method == "fit" else None
         fitted = self._fitted(exact, samples, shares.fit, shares.search, proof)
         if fitted and fitted.rows:
-            fitted = self._covered(fitted, samples, shares.fit, proof)
+            fitted, notes = coverage.covered(fitted, self.prover, samples, shares.fit, proof, self.goal.seed)
+            self.notes += notes
         return self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
-
-    def _covered(self, fitted: Candidate, samples: Samples, fit: IntArray, proof: Proof) -> Candidate:
-        """The candidate with what the samples that it was fitted on say of those that judge it."""
-        indices = coverage.seen(fit, proof.count)
-        known = self.prover.judge(samples, indices).measure(fitted.model)
-        found = coverage.summary(samples, indices, known, fitted.rows)
-        self.notes += coverage.notes(found, known, fitted.measured.value, self.goal.seed)
-        return dataclasses.replace(fitted, coverage=found)
 
     def _samples(self, calibration: Calibration, session: Session, *, judged: bool) -> Samples:
         """What was given, or drawn where that was the wish; judged: whether they also judge the result."""
@@ -279,7 +272,9 @@ class _Run:
             self.progress("verifying", 0.85)
             found = self._proved(fitter, path[at].widths, staged, exact, back_offs, proof)
             if self.goal.allows(found.measured.value):
-                return found if found.parameters < (exact.parameters if exact else self.parameters) else None
+                little = too_little(network, found, self.goal)
+                self.notes += [little] if little else []
+                return None if little else found
             back_offs += 1
             at = back_off(path, at, found.measured.value / (self.goal.tolerance or math.inf), back_offs)
         return None
