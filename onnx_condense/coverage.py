@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnx_condense.data.samples import Samples
+from onnx_condense.data import Samples, spread
 from onnx_condense.metrics import Measurement
 from onnx_condense.outcome import Candidate
 from onnx_condense.plan import IntArray
@@ -25,8 +25,7 @@ LEAST = 256
 
 def seen(fit: IntArray, judged: int) -> IntArray:
     """Of the samples that were fitted on as many as judge the result, evenly spread."""
-    count = min(len(fit), max(judged, LEAST))
-    return fit[np.linspace(0, len(fit) - 1, count).astype(np.int64)]
+    return spread(fit, max(judged, LEAST))
 
 
 def summary(samples: Samples, indices: IntArray, known: Measurement, rows: Mapping[str, float]) -> Coverage:
@@ -39,7 +38,8 @@ def summary(samples: Samples, indices: IntArray, known: Measurement, rows: Mappi
         rows: per narrowed space, rows fitted on over channels kept.
     """
     thin = sorted((ThinSpace(name, count) for name, count in rows.items() if count < ROWS), key=lambda t: t.rows)
-    grouped = len(np.unique(samples.groups)) < len(samples)
+    # Equal samples are a group too: a few of these are not what a user means by groups.
+    grouped = 2 * len(np.unique(samples.groups)) <= len(samples)
     return Coverage(known.value, len(indices), grouped, tuple(thin))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_condense.compensate import refit
-from onnx_condense.data.samples import Samples
+from onnx_condense.data import Samples, spread
 from onnx_condense.evidence import moments
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair
@@ -89,7 +89,7 @@ class Fitter:
         rows = self._count_rows()
         # Multiply-accumulates of one sample, as far as they are the readers'.
         work = max(1, sum(rows[c] * r.weight.size for r in self._readers for c in r.columns))
-        self._fit_rows = _spread(fit, max(LEAST_SAMPLES, PASS_WORK // work))
+        self._fit_rows = spread(fit, max(LEAST_SAMPLES, PASS_WORK // work))
         self.light = work * len(self._fit_rows) <= LIGHT_WORK
         held = max((rows[c] * len(r.labels) for r in self._readers for c in r.columns), default=1)
         self._readers = [self._laid_out(r, max(rows[c] for c in r.columns)) for r in self._readers]
@@ -340,13 +340,6 @@ def _square(of: Callable[[], FloatArray], part: slice) -> FloatArray:
 
 def _ends(part: slice) -> tuple[int, int]:
     return part.start, part.stop
-
-
-def _spread(indices: IntArray, count: int) -> IntArray:
-    """At most so many of the indices, evenly spread."""
-    if len(indices) <= count:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
 
 
 def _ordered(updates: Mapping[int, ReaderUpdate]) -> tuple[ReaderUpdate, ...]:

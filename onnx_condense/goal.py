@@ -74,55 +74,49 @@ def thresholds_of(texts: Sequence[str]) -> Mapping[str, float] | None:
     return found or None
 
 
-def check_goal(  # noqa: PLR0913 - the options that decide what is made, all by keyword
-    *,
-    tolerance: float | None,
-    keep: float | None,
-    allow_slower: bool,
-    seed: int,
-    calibrated: bool,
-    verified: bool,
-    augment: int = 0,
-    method: str = "fit",
-    threshold: Threshold = None,
-) -> Goal:
+def by_pattern(threshold: Threshold) -> Mapping[str, float] | None:
+    """A threshold by patterns of names; one number holds everywhere."""
+    return threshold if threshold is None or isinstance(threshold, Mapping) else {EVERYWHERE: threshold}
+
+
+def check_goal(asked: Goal, *, calibrated: bool, verified: bool) -> Goal:
     """The goal, with defaults filled in.
 
     Args:
-        tolerance: as given, or None.
-        keep: as given, or None.
-        allow_slower: as given.
-        seed: as given.
+        asked: the options as given.
         calibrated: whether there are calibration samples.
         verified: whether there is a verification source of its own.
-        augment: as given.
-        method: as given.
-        threshold: as given.
 
     Raises:
         UsageError: a value is out of range, or options exclude or need each other.
     """
-    _check_ranges(tolerance, keep, seed, augment)
-    cosines = None if threshold is None else _checked_threshold(method, threshold, keep)
-    _check_method(method, tolerance, augment, calibrated=calibrated)
+    _check_ranges(asked)
+    cosines = None if asked.threshold is None else _checked_threshold(asked.method, asked.threshold, asked.keep)
+    _check_method(asked, calibrated=calibrated)
+    tolerance = asked.tolerance
     if not calibrated:
-        if augment:
-            raise UsageError("augment", "--augment needs --calibration: there is nothing to make variants of")
-        if tolerance:
-            raise UsageError("tolerance", "--tolerance above 0 needs --calibration: there is nothing to measure it on")
-        if keep is not None:
-            raise UsageError("keep", "--keep needs --calibration: there is nothing to fit the smaller network on")
-        if verified:
-            raise UsageError("verification", "--verification needs --calibration")
+        _check_without_samples(asked, verified=verified)
         tolerance = 0.0
-    elif tolerance is None and keep is None and cosines is None:
+    elif tolerance is None and asked.keep is None and cosines is None:
         tolerance = DEFAULT_TOLERANCE
-    if tolerance == 0.0 and keep is not None:
+    if tolerance == 0.0 and asked.keep is not None:
         raise UsageError("keep", "--keep and --tolerance 0 exclude each other: lossless steps can't aim at a size")
-    return Goal(tolerance, keep, allow_slower, seed, augment, method, cosines)
+    return dataclasses.replace(asked, tolerance=tolerance, threshold=cosines)
 
 
-def _check_method(method: str, tolerance: float | None, augment: int, *, calibrated: bool) -> None:
+def _check_without_samples(asked: Goal, *, verified: bool) -> None:
+    if asked.augment:
+        raise UsageError("augment", "--augment needs --calibration: there is nothing to make variants of")
+    if asked.tolerance:
+        raise UsageError("tolerance", "--tolerance above 0 needs --calibration: there is nothing to measure it on")
+    if asked.keep is not None:
+        raise UsageError("keep", "--keep needs --calibration: there is nothing to fit the smaller network on")
+    if verified:
+        raise UsageError("verification", "--verification needs --calibration")
+
+
+def _check_method(asked: Goal, *, calibrated: bool) -> None:
+    method = asked.method
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
@@ -131,30 +125,29 @@ def _check_method(method: str, tolerance: float | None, augment: int, *, calibra
         return
     if not calibrated:
         raise UsageError("method", f"--method {method} needs --calibration: there is nothing to measure its error on")
-    if tolerance == 0.0:
+    if asked.tolerance == 0.0:
         raise UsageError("method", f"--method {method} and --tolerance 0 exclude each other: it is not lossless")
-    if augment and method in ("condensation", "drop"):
+    if asked.augment and method in ("condensation", "drop"):
         raise UsageError("augment", f"--augment and --method {method} exclude each other: nothing is fitted")
 
 
-def _checked_threshold(method: str, threshold: float | Mapping[str, float], keep: float | None) -> Mapping[str, float]:
-    """By patterns."""
+def _checked_threshold(method: str, cosines: Mapping[str, float], keep: float | None) -> Mapping[str, float]:
+    """As numbers that JSON takes."""
     if method in METHODS and method not in CONDENSATION:
         raise UsageError("threshold", f"--threshold needs --method {' or '.join(CONDENSATION)}")
     if keep is not None:
         raise UsageError("threshold", "--threshold and --keep exclude each other: a threshold decides what goes")
-    cosines = threshold if isinstance(threshold, Mapping) else {EVERYWHERE: threshold}
     if not cosines:
         raise UsageError("threshold", "the threshold names no pattern: give a number, or patterns with numbers")
     for pattern, cosine in cosines.items():
         if not (isinstance(cosine, numbers.Real) and 0.0 < cosine <= 1.0):
             which = "" if pattern == EVERYWHERE else f"{pattern}="
             raise UsageError("threshold", f"--threshold {which}{cosine}: give a cosine above 0, at most 1")
-    # NumPy's numbers are no JSON.
     return {pattern: float(cosine) for pattern, cosine in cosines.items()}
 
 
-def _check_ranges(tolerance: float | None, keep: float | None, seed: int, augment: int) -> None:
+def _check_ranges(asked: Goal) -> None:
+    tolerance, keep, seed, augment = asked.tolerance, asked.keep, asked.seed, asked.augment
     if tolerance is not None and not (0.0 <= tolerance < math.inf):
         raise UsageError("tolerance", f"--tolerance {tolerance}: give a number of at least 0")
     if keep is not None and not 0.0 < keep < 1.0:

@@ -23,7 +23,7 @@ from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError, CalibrationError
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.files import copy_unchanged, save_condensed
-from onnx_condense.goal import Goal, Threshold, check_goal
+from onnx_condense.goal import Goal, Threshold, by_pattern, check_goal
 from onnx_condense.methods import narrower, thresholds
 from onnx_condense.metrics import Judge
 from onnx_condense.model import Network, inlined, load
@@ -36,7 +36,7 @@ from onnx_condense.runtime import CPU, Runtime, Session, limited_threads, releas
 from onnx_condense.spaces import find_spaces
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples, wish_of
 from onnx_condense.verify import rounding_level
-from onnx_condense.widths import Narrower, Widths, staged_is_better, width_multiple
+from onnx_condense.widths import Narrower, Widths, better_refit, width_multiple
 
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
 EXACT = 64
@@ -118,17 +118,8 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         BudgetError: `keep` can't be reached, or a threshold misses the tolerance.
         DefectError: the result disagrees with its own plan.
     """
-    goal = check_goal(
-        tolerance=tolerance,
-        keep=keep,
-        allow_slower=allow_slower,
-        augment=augment,
-        method=method,
-        threshold=threshold,
-        seed=seed,
-        calibrated=calibration is not None,
-        verified=verification is not None,
-    )
+    asked = Goal(tolerance, keep, allow_slower, seed, augment, method, by_pattern(threshold))
+    goal = check_goal(asked, calibrated=calibration is not None, verified=verification is not None)
     calibration = wish_of(calibration) or calibration
     started = time.monotonic()
     runtime = Runtime(providers, threads)
@@ -288,7 +279,7 @@ class _Run:
         widths = [s.width - len(e.order) for s, e in zip(fitter.spaces, fitter.eliminations, strict=True)]
         if widths == [s.width for s in fitter.spaces]:
             return None
-        staged = self.goal.fits and staged_is_better(fitter, hunter, widths)
+        staged = self.goal.fits and better_refit(fitter, hunter, widths)[0]
         self.progress("refitting", 0.75)
         fitter.use_all(search)
         self.progress("verifying", 0.85)

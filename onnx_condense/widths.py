@@ -53,10 +53,11 @@ class Narrower(Protocol):
         """Rows fitted on over channels kept, per space narrowed to these widths; empty where nothing is fitted."""
 
 
-def staged_is_better(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> bool:
-    """Whether refits stage by stage do better than refits all at once, measured."""
-    staged, at_once = (hunter.measure(fitter.plan(widths, sequential=s)[1]).value for s in (True, False))
-    return staged <= MARGIN * at_once
+def better_refit(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> tuple[bool, Measurement]:
+    """Whether refits stage by stage do better than refits all at once, and what the better ones measured."""
+    staged, at_once = (hunter.measure(fitter.plan(widths, sequential=s)[1]) for s in (True, False))
+    better = staged.value <= MARGIN * at_once.value
+    return better, staged if better else at_once
 
 
 class Widths:
@@ -141,9 +142,8 @@ class Widths:
 
     def _better(self, widths: Sequence[int]) -> Measurement:
         """Both kinds of refit, measured; the better one is taken from now on."""
-        staged, at_once = (self._tried(widths, sequential=sequential) for sequential in (True, False))
-        self._staged = staged.value <= MARGIN * at_once.value
-        return staged if self._staged else at_once
+        self._staged, found = better_refit(self._fitter, self._hunter, widths)
+        return found
 
     def _tried(self, widths: Sequence[int], *, sequential: bool) -> Measurement:
         _, model = self._fitter.plan(widths, sequential=sequential and self._staged is not False)

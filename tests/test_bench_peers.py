@@ -162,4 +162,3 @@ def test_fewer_files_of_a_folder(bench: ModuleType, tmp_path: Path) -> None:
 
 def test_samples_that_suffice_are_all_there(bench: ModuleType, tmp_path: Path) -> None:
     assert bench.fewer(tmp_path / "all.npz", 0, tmp_path) == tmp_path / "all.npz"
-    assert bench.spread(4, 9) == [0, 1, 2, 3]

@@ -18,7 +18,7 @@ from builders import mlp as written
 from mlps import Array, Net
 
 from onnx_condense.errors import UsageError
-from onnx_condense.goal import Goal, check_goal
+from onnx_condense.goal import Goal, by_pattern, check_goal
 from onnx_condense.methods import Merger, Orders, orders_of
 from onnx_condense.model import Network
 from onnx_condense.plan import Plan
@@ -29,16 +29,10 @@ EPS = 1e-3
 
 
 def goal(threshold: Any = None, method: str = "condensation") -> Goal:
-    return check_goal(
-        tolerance=None if threshold else 0.1,
-        keep=None,
-        allow_slower=True,
-        seed=0,
-        calibrated=True,
-        verified=False,
-        method=method,
-        threshold=threshold,
+    asked = Goal(
+        None if threshold else 0.1, None, allow_slower=True, seed=0, method=method, threshold=by_pattern(threshold)
     )
+    return check_goal(asked, calibrated=True, verified=False)
 
 
 @dataclasses.dataclass(frozen=True)

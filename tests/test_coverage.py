@@ -84,6 +84,14 @@ def test_groups_are_named_as_such() -> None:
     assert found.coverage.grouped
 
 
+def test_a_few_repeated_samples_are_no_groups() -> None:
+    x = draws(4000)
+    x[:5] = x[5:10]
+    found = condense(mlp(), calibration=x, keep=0.5, threads=1).report
+    assert found.coverage is not None
+    assert not found.coverage.grouped
+
+
 def test_few_rows_per_kept_channel_are_told() -> None:
     """120 samples, 96 of them fitted on in the end, for about 40 channels."""
     found = condense(mlp(), calibration=draws(120), keep=0.5, threads=1).report

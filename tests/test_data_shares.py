@@ -99,3 +99,8 @@ def test_samples_that_never_vary_judge_nothing() -> None:
     with pytest.raises(CalibrationError) as raised:
         data.split(samples, 0)
     assert raised.value.code == "calibration-groups"
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(9, [2, 4, 6, 8]), (4, [2, 4, 6, 8]), (2, [2, 8]), (1, [2])])
+def test_spread_takes_at_most_so_many_evenly(count: int, chosen: list[int]) -> None:
+    assert data.spread(np.array([2, 4, 6, 8]), count).tolist() == chosen

@@ -136,7 +136,9 @@ def test_memory_is_kept_between_runs_for_timing_only() -> None:
         assert options.enable_cpu_mem_arena == spin
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not STATUS.exists(), reason="needs glibc on Linux")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not STATUS.exists(), reason="only glibc has malloc_trim, only Linux /proc"
+)
 def test_what_is_free_goes_back_to_the_system() -> None:
     def resident() -> int:
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS:"))

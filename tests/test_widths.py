@@ -15,11 +15,11 @@ from onnx import helper
 from onnx_condense import condense
 from onnx_condense.budget import Point, SpaceCurve, greedy_path, search
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.goal import check_goal
+from onnx_condense.goal import Goal
 from onnx_condense.model import Network
 from onnx_condense.proof import Prover
 from onnx_condense.spaces import find_spaces
-from onnx_condense.widths import Widths
+from onnx_condense.widths import Widths, better_refit
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ class Tried:
 @pytest.mark.parametrize(("staged", "at_once"), [(0.1, 0.2), (0.2, 0.1)])
 def test_the_better_kind_of_refit_is_found_out_once(staged: float, at_once: float) -> None:
     tried: Any = Tried(staged, at_once)
-    goal = check_goal(tolerance=0.5, keep=None, allow_slower=True, seed=0, calibrated=True, verified=False)
+    goal = Goal(0.5, None, allow_slower=True, seed=0)
     widths = Widths(tried, tried, goal, 0.0, lambda: None)
     path = [Point((i,), 0.0, 10 - i) for i in range(3)]
     measure = widths._measure(path)
@@ -146,9 +146,15 @@ def test_the_better_kind_of_refit_is_found_out_once(staged: float, at_once: floa
     assert len(tried.asked) == 3
 
 
+@pytest.mark.parametrize(("staged", "better"), [(0.104, True), (0.106, False)])
+def test_refits_stage_by_stage_may_measure_a_little_worse(staged: float, better: bool) -> None:
+    tried: Any = Tried(staged, 0.1)
+    assert better_refit(tried, tried, (1,))[0] == better
+
+
 def test_a_heavy_network_is_searched_with_one_shot_refits() -> None:
     tried: Any = Tried(0.1, 0.2, light=False)
-    goal = check_goal(tolerance=0.5, keep=None, allow_slower=True, seed=0, calibrated=True, verified=False)
+    goal = Goal(0.5, None, allow_slower=True, seed=0)
     widths = Widths(tried, tried, goal, 0.0, lambda: None)
     assert widths._measure([Point((0,), 0.0, 9)])(0) == 0.2
     assert widths.staged((0,))

@@ -32,7 +32,7 @@ from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CondenseError
 from onnx_condense.evidence import moments
 from onnx_condense.fitting import SELECTION_RIDGE, Fitter
-from onnx_condense.goal import check_goal
+from onnx_condense.goal import Goal
 from onnx_condense.model import Network, inlined, load
 from onnx_condense.plan import ChannelView, IntArray, Moments, Plan
 from onnx_condense.proof import Prover
@@ -101,7 +101,7 @@ class Sweeper(Fitter):
 
 def chosen_widths(case: Case, fitter: Fitter, shares: Sequence[float]) -> Iterator[tuple[int, ...]]:
     """The widths that condense(keep=share) takes: on the path to the smallest share, the first stop within each."""
-    goal = check_goal(tolerance=None, keep=min(shares), allow_slower=True, seed=0, calibrated=True, verified=False)
+    goal = Goal(None, min(shares), allow_slower=True, seed=0)
     hunter = Prover(case.network, case.runtime).judge(case.samples, case.search, optimize=True)
     total = count_parameters(case.network.proto)
     path, _ = Widths(fitter, hunter, goal, min(shares) * total, lambda: None).find()

@@ -33,6 +33,8 @@ import peers
 import typer
 from bench_common import Job, apart, condense_apart, header, row
 
+from onnx_condense.data import spread
+
 # Columns, and the argument of peers.py.
 PEERS = {
     "onnxsim": "structured",
@@ -229,23 +231,18 @@ def fewer(source: Path, samples: int, scratch: Path) -> Path:
         return source
     if source.is_dir():
         files = sorted(source.iterdir())
-        for file in [files[i] for i in spread(len(files), samples)]:
+        for file in [files[i] for i in spread(np.arange(len(files)), samples)]:
             (scratch / "seen" / file.name).parent.mkdir(exist_ok=True)
             (scratch / "seen" / file.name).write_bytes(file.read_bytes())
         return scratch / "seen"
     with np.load(source) as arrays:
         held = dict(arrays)
     count = max(len(a) for a in held.values() if a.ndim)
-    rows = spread(count, samples)
+    rows = spread(np.arange(count), samples)
     # What goes with every sample stays whole.
     kept = {name: a[rows] if a.shape[:1] == (count,) else a for name, a in held.items()}
     np.savez(scratch / "seen.npz", allow_pickle=False, **kept)
     return scratch / "seen.npz"
-
-
-def spread(count: int, samples: int) -> list[int]:
-    """So many of `count` places at most, evenly."""
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, samples))})
 
 
 def shares(text: str) -> list[float]:

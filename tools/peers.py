@@ -160,6 +160,7 @@ def loaded(proto: onnx.ModelProto) -> Callable[[], Any]:
     onnx2torch = load_onnx2torch()
     try:
         onnx2torch.convert(proto)
+    # It has no error of its own: these are what its converters and PyTorch raise on what they do not know.
     except (NotImplementedError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DoesNotLoadError(f"does not load: {type(error).__name__} {error}") from error
     return lambda: onnx2torch.convert(proto).eval()
@@ -168,6 +169,8 @@ def loaded(proto: onnx.ModelProto) -> Callable[[], Any]:
 def last_layers(model: Any) -> list[Any]:
     """The layers that give the outputs: whatever else lies between, their channels are the network's answer."""
     nn = importlib.import_module("torch.nn")
+    convolutions = (f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3))
+    kinds = tuple(getattr(nn, name) for name in ("Linear", *convolutions))
     modules, layers = dict(model.named_modules()), []
     todo = [node for node in model.graph.nodes if node.op == "output"]
     seen: set[Any] = set()
@@ -175,7 +178,7 @@ def last_layers(model: Any) -> list[Any]:
         for node in set(todo.pop().all_input_nodes) - seen:
             seen.add(node)
             module = modules.get(node.target) if node.op == "call_module" else None
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # noqa: SLF001 - the base of all convolutions
+            if isinstance(module, kinds):
                 layers.append(module)
             else:
                 todo.append(node)

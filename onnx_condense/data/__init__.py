@@ -8,7 +8,7 @@ never cut. Which features are computed from the samples is the business of the s
 from onnx_condense.data.conform import GROUP
 from onnx_condense.data.independence import check_independent
 from onnx_condense.data.samples import Batch, InputSpec, Samples, input_specs
-from onnx_condense.data.shares import SMALLEST_SHARE, Shares, split
+from onnx_condense.data.shares import SMALLEST_SHARE, Shares, split, spread
 from onnx_condense.data.sources import FeedReader, Source, load
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "input_specs",
     "load",
     "split",
+    "spread",
 ]

@@ -46,6 +46,13 @@ def split(samples: Samples, seed: int, *, separate_verification: bool = False) -
     return Shares(fit, search, verify[0] if verify else np.empty(0, np.int64))
 
 
+def spread(indices: IntArray, count: int) -> IntArray:
+    """At most so many of the indices, evenly spread."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
+
+
 def _deal(groups: IntArray, weights: Sequence[int], seed: int) -> list[IntArray]:
     """Largest group first, ties in random order, each to the share that lacks most; none stays empty if avoidable."""
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)

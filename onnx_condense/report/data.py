@@ -77,7 +77,8 @@ class Coverage:
     """How well calibration stands for what judged the result.
 
     seen: the error on samples that were fitted on, to hold beside `ErrorSummary.value`; samples: how many of them.
-    grouped: whether some samples belong together, so that none of a judging sample's group was fitted on.
+    grouped: whether samples belong together, two or more to a group on average; none of a judging sample's group was
+        fitted on.
     thin: narrowed spaces with fewer than 10 rows per kept channel, fewest first.
     """
 
