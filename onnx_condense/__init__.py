@@ -16,7 +16,9 @@ from onnx_condense.errors import (
 )
 
 if TYPE_CHECKING:
-    from onnx_condense.pipeline import Condensed, condense
+    from onnx_condense.outcome import Condensed
+    from onnx_condense.pipeline import condense
+    from onnx_condense.rechecking import recheck
     from onnx_condense.report.data import Report
 
 __all__ = [
@@ -30,11 +32,12 @@ __all__ = [
     "Report",
     "UsageError",
     "condense",
+    "recheck",
 ]
 
 __version__ = "0.1.0"
 
-_LAZY = {"Condensed": "pipeline", "condense": "pipeline", "Report": "report.data"}
+_LAZY = {"Condensed": "outcome", "condense": "pipeline", "recheck": "rechecking", "Report": "report.data"}
 
 
 def __getattr__(name: str) -> Any:

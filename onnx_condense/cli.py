@@ -1,23 +1,13 @@
-"""The command `onnx-condense IN [OUT]`: arguments, exit codes, what is printed and where.
-
-A thin layer over `onnx_condense.pipeline.condense`. It owns the paths that it is given (nothing is overwritten by
-accident), the JSON file, progress, logs and interrupts. Heavy packages are imported only once the call is known to be
-sound, so that `--help` and usage errors answer at once.
-"""
+"""The command `onnx-condense IN [OUT]`: arguments, exit codes, logs and interrupts; `command` does the work."""
 
 import contextlib
-import dataclasses
-import json
 import logging
-import math
-import os
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -26,20 +16,15 @@ import typer
 from typer.core import TyperCommand
 
 from onnx_condense import __version__
+from onnx_condense.command import PROGRAM, Call, run, write_json
 from onnx_condense.errors import CondenseError, UsageError
-from onnx_condense.goal import thresholds_of
-from onnx_condense.paths import check_source, check_writable, put_text, status_of
 from onnx_condense.report.data import Reason, Report
 
-PROGRAM = "onnx-condense"
-STDOUT = "-"
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 JSON_ON_EXIT = (1, 3, 4)
 """Failures that the JSON file tells too; after a usage error nothing at all is written."""
-
-Progress = Callable[[str, float], None]
 
 
 class Command(TyperCommand):
@@ -56,40 +41,6 @@ class Command(TyperCommand):
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """What the user asked for; field names as the options."""
-
-    source: Path
-    target: Path | None
-    calibration: str | None
-    verification: Path | None
-    tolerance: float | None
-    keep: float | None
-    providers: tuple[str, ...]
-    threads: int
-    json: str | None
-    dry_run: bool
-    seed: int
-    force: bool
-    quiet: bool
-    verbose: bool
-    allow_slower: bool
-    augment: int
-    method: str
-    threshold: tuple[str, ...]
-
-    @property
-    def json_file(self) -> Path | None:
-        """Where the JSON goes if it goes into a file."""
-        return Path(self.json) if self.json is not None and self.json != STDOUT else None
-
-    @property
-    def written(self) -> Path | None:
-        """OUT, if this call writes it."""
-        return None if self.dry_run else self.target
 
 
 class _Terminated(KeyboardInterrupt):
@@ -155,6 +106,21 @@ def main(  # noqa: PLR0913  # the signature is the command line
         list[str] | None,
         typer.Option(metavar="[GLOB=]X", help="Of condensation: cosine from which on neurons merge; repeatable."),
     ] = None,
+    also_verify: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROVIDER", help="Prove and time on this ONNX Runtime provider too; repeatable."),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="N,...", help="Samples per pass to time; default 1 and 256, if the network takes it.")
+    ] = "",
+    verify_only: Annotated[
+        Path | None,
+        typer.Option(metavar="CONDENSED", readable=False, help="Write no network: repeat the proof for this one."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Report as one HTML page, with pictures (extra: report)."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr what is done, with tracebacks.")] = False,
     version: Annotated[  # noqa: ARG001  # its callback answers and exits
@@ -185,6 +151,10 @@ def main(  # noqa: PLR0913  # the signature is the command line
         augment=augment,
         method=method,
         threshold=tuple(threshold or ()),
+        also_verify=tuple(also_verify or ()),
+        batch=batch,
+        verify_only=verify_only,
+        report=report,
     )
     raise typer.Exit(_guarded(call))
 
@@ -195,7 +165,7 @@ def _guarded(call: Call) -> int:
     try:
         with _terminable(), _logs(verbose=call.verbose):
             try:
-                _run(call)
+                run(call)
             except CondenseError as error:
                 logging.getLogger(__name__).debug("where it was raised", exc_info=error)
                 return _fail(call, error, time.perf_counter() - started)
@@ -214,89 +184,16 @@ def _guarded(call: Call) -> int:
     return 0
 
 
-def _run(call: Call) -> None:
-    _check_options(call)
-    check_source(call.source)
-    from onnx_condense import pipeline
-
-    _check_weights(call)
-    # Libraries that print to stdout must not spoil JSON that goes there.
-    with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
-        condensed = pipeline.condense(
-            call.source,
-            calibration=call.calibration,
-            verification=call.verification,
-            tolerance=call.tolerance,
-            keep=call.keep,
-            providers=call.providers,
-            threads=call.threads,
-            seed=call.seed,
-            allow_slower=call.allow_slower,
-            augment=call.augment,
-            method=call.method,
-            threshold=thresholds_of(call.threshold),
-            dry_run=call.dry_run,
-            progress=progress,
-        )
-    # First the file that can still be taken back: where one of the two can't be written, neither stands.
-    if call.json_file is not None:
-        _write_json(call, condensed.report)
-    if call.written is not None:
-        _save(call, condensed)
-    if call.json_file is None:
-        _write_json(call, condensed.report)
-    if not call.quiet:
-        _show(call, condensed.report)
-
-
-def _save(call: Call, condensed: Any) -> None:
-    assert call.written is not None
-    try:
-        condensed.save(call.written)
-    except (OSError, UsageError) as error:
-        if call.json_file is not None and call.json_file.is_file():
-            call.json_file.unlink()
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError("out-write", f"{call.written}: can't be written: {error.strerror or error}") from error
-
-
 def _fail(call: Call, error: CondenseError, seconds: float) -> int:
     """Tell the error, and write it into the JSON file where the contract says so."""
     _complain(error.text)
     if error.exit_code in JSON_ON_EXIT:
         reason = Reason(error.code, error.text, error.node)
         try:
-            _write_json(call, Report("failed", call.dry_run, reason=reason, seconds=seconds, method=call.method))
+            write_json(call, Report("failed", call.dry_run, reason=reason, seconds=seconds, method=call.method))
         except UsageError as second:
             _complain(second.text)
     return error.exit_code
-
-
-def _check_options(call: Call) -> None:
-    if call.quiet and call.verbose:
-        raise UsageError("options", "--quiet and --verbose exclude each other")
-    if not call.providers:
-        raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
-    # Drawn inputs lie in no file; where one has that name it is meant.
-    calibration = None if call.calibration is None else Path(call.calibration)
-    inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification}
-    if call.target is not None:
-        check_writable(call.target, "OUT", inputs)
-        if status_of(call.target, follow=False) is not None and not (call.force or call.dry_run):
-            raise UsageError("out-exists", f"{call.target}: exists; --force overwrites it")
-    if call.json_file is not None:
-        check_writable(call.json_file, "--json", {**inputs, "OUT": call.target}, pipes=True)
-
-
-def _check_weights(call: Call) -> None:
-    """Weights lie in files that only the network names; no output may take the place of one."""
-    from onnx_condense.files import check_target, weights_of
-
-    weights = weights_of(call.source)
-    for target, name in ((call.target, "OUT"), (call.json_file, "--json")):
-        if target is not None:
-            check_target(target, name, call.target, call.source.parent, weights)
 
 
 def _complain(text: str) -> None:
@@ -304,51 +201,6 @@ def _complain(text: str) -> None:
 
     with contextlib.suppress(UsageError):
         emit(f"{PROGRAM}: error: {inert(' '.join(text.split()))}\n", sys.stderr)
-
-
-def _show(call: Call, report: Report) -> None:
-    from onnx_condense.report.terminal import closing_line, emit, page
-
-    stream = sys.stderr if call.json == STDOUT else sys.stdout
-    color = stream is not None and stream.isatty()
-    width = shutil.get_terminal_size().columns
-    text = page(report, width=width, color=color)
-    emit(f"{text}\n{closing_line(report, call.source, call.written)}\n", stream)
-
-
-def _write_json(call: Call, report: Report) -> None:
-    if call.json is None:
-        return
-    data = report.as_dict()
-    ordered = {"schema": data.pop("schema"), **data}
-    text = f"{json.dumps(_finite(ordered), indent=2, allow_nan=False)}\n"
-    if call.json_file is None:
-        from onnx_condense.report.terminal import emit
-
-        emit(text, sys.stdout)
-        return
-    try:
-        put_text(Path(os.path.realpath(call.json_file)), text)
-    except OSError as error:
-        raise UsageError("json-write", f"{call.json_file}: can't be written: {error.strerror or error}") from error
-
-
-def _finite(value: Any) -> Any:
-    """The same data with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _progress(call: Call) -> contextlib.AbstractContextManager[Progress | None]:
-    """A progress bar on stderr, if a person can see it; log lines would tear it apart."""
-    if call.quiet or call.verbose or sys.stderr is None or not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from onnx_condense.report.terminal import progress_bar
-
-    return progress_bar(sys.stderr)
 
 
 @contextlib.contextmanager

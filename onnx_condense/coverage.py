@@ -50,7 +50,7 @@ def covered(
     indices = seen(fit, proof.count)
     known = prover.judge(samples, indices).measure(fitted.model)
     found = summary(samples, indices, known, fitted.rows)
-    return dataclasses.replace(fitted, coverage=found), notes(found, known, fitted.measured.value, seed)
+    return dataclasses.replace(fitted, coverage=found), notes(found, known, fitted.proved.value, seed)
 
 
 def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> list[str]:

@@ -36,6 +36,7 @@ from onnx_condense.runtime import Runtime, release
 from onnx_condense.select.curves import Trial, best_judged, judged, overfits
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
 from onnx_condense.turning import Turns
+from onnx_condense.verify import blaming
 
 SELECTION_RIDGE = 1e-5
 # Tried where that order does badly on samples that it did not see.
@@ -262,7 +263,8 @@ class Fitter:
         columns = sorted({c for r in stage for c in r.columns}, key=repr)
         others = [dataclasses.replace(c, tensor=PREFIX + c.tensor) for c in columns]
         pairs = [p for c, o in zip(columns, others, strict=True) for p in (Pair(c, o), moments.with_itself(o))]
-        found = stages.collect(condensed, pairs, self._ranks(), stage[0].level)
+        with blaming(self._proto, condensed):
+            found = stages.collect(condensed, pairs, self._ranks(), stage[0].level)
         crossed = {c: (found[2 * i], found[2 * i + 1]) for i, c in enumerate(columns)}
         for readers in stage:
             parts = [crossed[c] for c in readers.columns]

@@ -29,6 +29,8 @@ class Goal:
     seed: of the split, the bootstrap, the drawn inputs and the variants.
     augment: variants of each picture to fit on as well.
     method: one of METHODS. threshold: of condensation, by patterns of names; None: as the rest of the goal asks for.
+    also_verify: further providers to prove and time the result on. batches: samples per pass to time; empty: as fits.
+    footprint: whether load time and memory are measured. profile: whether the time of each space is.
     """
 
     tolerance: float | None
@@ -38,6 +40,10 @@ class Goal:
     augment: int = 0
     method: str = "fit"
     threshold: Mapping[str, float] | None = None
+    also_verify: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    footprint: bool = False
+    profile: bool = False
 
     @property
     def fits(self) -> bool:
@@ -49,9 +55,10 @@ class Goal:
         """Whether only what the weights prove may go."""
         return self.tolerance == 0.0
 
-    def allows(self, error: float) -> bool:
-        """Whether a measured error is acceptable; a network that answers with NaN never is."""
-        return math.isfinite(error) and (self.tolerance is None or error <= self.tolerance)
+    @property
+    def gate(self) -> float:
+        """What an error may be; infinite where it is only told (a network that answers with NaN passes no gate)."""
+        return math.inf if self.tolerance is None else self.tolerance
 
 
 def thresholds_of(texts: Sequence[str]) -> Mapping[str, float] | None:
@@ -72,6 +79,18 @@ def thresholds_of(texts: Sequence[str]) -> Mapping[str, float] | None:
         found.pop(pattern, None)
         found[pattern] = value
     return found or None
+
+
+def batches_of(text: str) -> tuple[int, ...]:
+    """What the command got as --batch: numbers between commas, in order, each once.
+
+    Raises:
+        UsageError: something else.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError("batch", f"--batch {text!r}: give integers of at least 1, separated by commas")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def by_pattern(threshold: Threshold) -> Mapping[str, float] | None:
@@ -111,6 +130,8 @@ def _check_without_samples(asked: Goal, *, verified: bool) -> None:
         raise UsageError("tolerance", "--tolerance above 0 needs --calibration: there is nothing to measure it on")
     if asked.keep is not None:
         raise UsageError("keep", "--keep needs --calibration: there is nothing to fit the smaller network on")
+    if asked.batches:
+        raise UsageError("batch", "--batch needs --calibration: drawn inputs are timed as they are drawn")
     if verified:
         raise UsageError("verification", "--verification needs --calibration")
 
@@ -156,3 +177,5 @@ def _check_ranges(asked: Goal) -> None:
         raise UsageError("seed", f"--seed {seed}: give an integer of at least 0")
     if augment < 0:
         raise UsageError("augment", f"--augment {augment}: give an integer of at least 0")
+    if any(batch < 1 for batch in asked.batches):
+        raise UsageError("batch", f"--batch {','.join(map(str, asked.batches))}: give integers of at least 1")

@@ -8,11 +8,17 @@ What disturbs such a comparison, and what is done about it:
 * The worker threads of a session spin for about 100 ms after its last run and take a core away from
   whatever runs next (60 % slower on two cores). So the two sessions of a round never live together: one is
   made, warmed up, timed and dropped, then the other; who goes first alternates, which cancels drift.
-* A shared machine changes speed, up to twofold, several times a second. Medians within a round shrug off
-  short bursts; many short rounds keep the two halves of a round close in time; the rounds that straddle a
-  change are outliers of either sign, which a trimmed mean with its own Student's t bears.
+* Others on the machine only ever add time to a run, and on a busy one to most runs. So a session counts by its
+  fastest tenth: on two cores with five times as much to do, the ratio of two medians spreads four times as far
+  from round to round as that of two fastest tenths.
+* A shared machine changes speed, up to twofold, several times a second. Many short rounds keep the two halves of a
+  round close in time; the rounds that straddle a change are outliers of either sign, which a trimmed mean with its
+  own Student's t bears.
 
-Owns no session options (runtime.py does) and takes no decision: the verdict is read off the interval.
+On a GPU the inputs are put there once and the outputs stay there, as serving does it: copies over the bus would be
+timed along and hide what the networks differ by. The outputs are waited for within the timed call.
+
+Owns no session options (sessions.py does) and takes no decision: the verdict is read off the interval.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from onnx_condense import runtime as ort
+from onnx_condense.errors import ModelError
 from onnx_condense.report.data import Latency
 
 if TYPE_CHECKING:
@@ -51,12 +58,17 @@ TRIM = 0.2
 # Shorter runs are timed several at once: a clock read and the call cost some 0.1 us, scheduling noise more.
 BLOCK_S = 2e-4
 FEWEST_BLOCKS = 3
+# Share of a session's blocks that are faster than the one that counts; of fewer than ten the fastest counts.
+FAST = 0.1
 MOST_WARM_UPS = 50
+# A network is warm when so many runs in a row were no faster than one before them; one alone may be a disturbed run.
+STEADY = 4
+GAIN = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Median time of one run of either network, in s."""
+    """Time of one undisturbed run of either network, in s."""
 
     before: float
     after: float
@@ -68,10 +80,13 @@ class Round:
 
 
 class Candidate:
-    """One of the two networks: makes fresh sessions and says which provider they run on."""
+    """One of the two networks: makes fresh sessions and says which provider they run on.
 
-    def __init__(self, model: bytes | Path, feed: ort.Feed, runtime: ort.Runtime) -> None:
-        self.model, self.feed, self.runtime = model, dict(feed), runtime
+    device: where inputs and outputs stay between runs, "" for the memory of this process, without bindings.
+    """
+
+    def __init__(self, model: bytes | Path, feed: ort.Feed, runtime: ort.Runtime, device: str = "") -> None:
+        self.model, self.feed, self.runtime, self.device = model, dict(feed), runtime, device
         self.provider = ""
 
     def fresh(self) -> Run:
@@ -83,8 +98,29 @@ class Candidate:
         session = self.runtime.session(self.model, spin=True)
         self.provider = session.get_providers()[0]
         ort.run(session, self.feed)  # Reports what is wrong with the feed; the timed runs skip that wrapping.
+        if self.device:
+            return ort.bound(session, self.feed, self.device)
         feed = self.feed
         return lambda: session.run(None, feed)
+
+
+def device_of(model: bytes | Path, feed: ort.Feed, runtime: ort.Runtime) -> str:
+    """Where to leave inputs and outputs of a network: "" on a CPU, and where the device does not take such tensors.
+
+    Raises:
+        ModelError: the network does not load.
+    """
+    if runtime.providers[0] not in ort.DEVICES:
+        return ""
+    session = runtime.session(model)
+    # A provider that does not start (no driver) leaves its place to the next one.
+    device = ort.DEVICES.get(session.get_providers()[0], "")
+    try:
+        if device:
+            ort.bound(session, feed, device)
+    except ModelError:
+        return ""
+    return device
 
 
 def centre(log_ratios: Sequence[float]) -> float:
@@ -126,21 +162,24 @@ def timed(run: Run, repeats: int, clock: Clock) -> float:
 
 
 def warm_up(run: Run, clock: Clock, seconds: float) -> float:
-    """Run until the last run is no longer the fastest by a margin, or time is up; the fastest run in s."""
+    """Run until STEADY runs in a row are no faster than the best before them by a margin, or time is up.
+
+    Returns:
+        The fastest run in s.
+    """
     start = clock()
-    fastest = timed(run, 1, clock)
+    fastest, steady = timed(run, 1, clock), 0
     for _ in range(MOST_WARM_UPS):
-        if clock() - start >= seconds:
+        if steady == STEADY or clock() - start >= seconds:
             break
         last = timed(run, 1, clock)
-        settled, fastest = last > 0.95 * fastest, min(last, fastest)
-        if settled:
-            break
+        steady = steady + 1 if last > GAIN * fastest else 0
+        fastest = min(last, fastest)
     return fastest
 
 
 def typical(run: Run, clock: Clock, seconds: float) -> float:
-    """Median seconds per run over blocks that together take about `seconds`, warm-up included."""
+    """Seconds per run in the fastest tenth of blocks that together take about `seconds`, warm-up included."""
     start = clock()
     fastest = warm_up(run, clock, seconds / 4)
     # A clock too coarse to see a run says 0.
@@ -148,7 +187,7 @@ def typical(run: Run, clock: Clock, seconds: float) -> float:
     blocks: list[float] = []
     while len(blocks) < FEWEST_BLOCKS or clock() - start < seconds:
         blocks.append(timed(run, repeats, clock))
-    return statistics.median(blocks)
+    return sorted(blocks)[int(FAST * len(blocks))]
 
 
 def enough(done: Sequence[Round], elapsed: float, rounds: int, seconds: float) -> bool:
@@ -193,7 +232,7 @@ def measure(
 
 
 def _alone(fresh: Callable[[], Run], clock: Clock, share: float) -> float:
-    """Median seconds per run of one session that lives only here; making it counts, up to half of the share."""
+    """Seconds per run of one session that lives only here; making it counts, up to half of the share."""
     start = clock()
     run = fresh()
     return typical(run, clock, max(share - (clock() - start), share / 2))
@@ -208,6 +247,7 @@ def compare(
     batch: int,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
+    device: str | None = None,
 ) -> Latency:
     """Time both networks on the same feed, with all of ONNX Runtime's optimizations.
 
@@ -220,11 +260,13 @@ def compare(
         rounds: most pairs of fresh sessions; even, at least FEWEST_ROUNDS.
         seconds: about how long fast networks are timed; a clear difference takes a third of it. Networks that
             take 0.1 s to load or to run take longer, up to about LIMIT_S.
+        device: where inputs and outputs stay between runs, "" in the memory of this process; None: as `device_of`.
 
     Raises:
         ModelError: one of them does not load or does not run.
     """
-    first, second = Candidate(before, feed, runtime), Candidate(after, feed, runtime)
+    where = device_of(before, feed, runtime) if device is None else device
+    first, second = Candidate(before, feed, runtime, where), Candidate(after, feed, runtime, where)
     done = measure((first.fresh, second.fresh), rounds=rounds, seconds=seconds, clock=time.perf_counter)
     return Latency(
         provider=second.provider,
@@ -234,6 +276,7 @@ def compare(
         after_ms=1e3 * statistics.median(r.after for r in done),
         speedup=math.exp(centre([r.log_ratio for r in done])),
         interval=speedup_interval(done),
+        rounds=tuple((1e3 * r.before, 1e3 * r.after) for r in done),
     )
 
 

@@ -7,6 +7,7 @@ and sharing, so it never writes anything).
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 G_LOGGER.severity = G_LOGGER.ERROR
 G_LOGGER.colors = False
+
+# Tensors of a network may bear any names, so no fixed one is free: part of every name that is put in for a while is
+# drawn, once per process. None of them is ever written to a file.
+MARK = secrets.token_hex(8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

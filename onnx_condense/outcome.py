@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 
 from onnx_condense import ops
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.external import external_files
+from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.goal import Goal
-from onnx_condense.metrics import Measurement
+from onnx_condense.heat import heats
 from onnx_condense.model import Network, serialized
-from onnx_condense.plan import ChannelView, Plan
-from onnx_condense.report.data import Change, Coverage, ErrorSummary, Latency, Reason, RefusalRow, Report, SpaceRow
+from onnx_condense.plan import ChannelView, IntArray, Plan
+from onnx_condense.proof import Proved
+from onnx_condense.report.data import (
+    Change,
+    Coverage,
+    CurvePoint,
+    ErrorSummary,
+    Footprint,
+    Latency,
+    Reason,
+    RefusalRow,
+    Report,
+    SpaceRow,
+)
+from onnx_condense.report.figures import Cloud, Figures
 
 # A fit has to save half a percent of the parameters or of the multiply-accumulates.
 WORTH = 0.995
@@ -25,24 +41,62 @@ class Candidate:
     """A condensed network with what made it.
 
     plans: in the order they were applied.
-    measured: its error on the samples that judge it.
+    proved: its errors on the samples that judge it; gate: what they may be, optimizations off; None: only told.
     back_offs: how often verification asked for a wider one.
     names: the dense network's name of each space whose name an earlier plan changed.
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
+    curve: what the search for it measured.
     """
 
     model: onnx.ModelProto
     plans: tuple[Plan, ...]
-    measured: Measurement
+    proved: Proved
+    gate: float | None
     back_offs: int = 0
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, float] = dataclasses.field(default_factory=dict)
     coverage: Coverage | None = None
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def parameters(self) -> int:
         """As `cost.count_parameters`."""
         return count_parameters(self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Condensed:
+    """What condense() returns.
+
+    model: the condensed network, or the one given where the status is "unchanged".
+    plan: the plans applied, in order. report: see `report.data`.
+    source: the dense network. clouds, kept: for the pictures: answers of both networks, and which channels stay, by
+        the name of their space.
+    """
+
+    model: onnx.ModelProto
+    plan: tuple[Plan, ...]
+    report: Report
+    source: Network = dataclasses.field(repr=False)
+    clouds: tuple[Cloud, ...] = dataclasses.field(default=(), repr=False)
+    kept: Mapping[str, IntArray] = dataclasses.field(default_factory=dict, repr=False)
+
+    def figures(self) -> Figures:
+        """What the pictures of a report are drawn from."""
+        return Figures(self.clouds, heats(self.source, self.kept))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network by atomic rename; an unchanged one is a copy of the input, byte for byte.
+
+        Where the input's weights lay in files beside it, those of the result do so too; see `files`.
+
+        Raises:
+            UsageError: the path can't be written, or its name is that of weights.
+        """
+        if self.report.status == "unchanged":
+            copy_unchanged(self.source, Path(path))
+        else:
+            save_condensed(self.model, self.source, Path(path))
 
 
 def too_little(network: Network, found: Candidate, goal: Goal) -> str:
@@ -55,7 +109,7 @@ def too_little(network: Network, found: Candidate, goal: Goal) -> str:
     if left[0] < 1.0 and (goal.keep is not None or min(left) <= WORTH):
         return ""
     return (
-        f"a fit was given back: an error of {found.measured.value:.2g} is too much for "
+        f"a fit was given back: an error of {found.proved.value:.2g} is too much for "
         f"{100 * max(1.0 - left[0], 0.0):.2g} % of the parameters"
     )
 
@@ -68,9 +122,10 @@ def condensed_report(
     *,
     samples: int,
     latency: Sequence[Latency],
+    footprint: Footprint | None,
+    spent: Mapping[str, tuple[float, float]],
 ) -> Report:
-    """The report on a candidate that goes out; samples: how many judged it."""
-    measured = candidate.measured
+    """The report on a candidate that goes out; samples: how many judged it; spent: time per space."""
     dense, size = _dense(network), file_size(network)
     return Report(
         status="condensed",
@@ -78,14 +133,20 @@ def condensed_report(
         parameters=Change(dense.parameters, candidate.parameters),
         macs=Change(dense.macs, count_macs(Network(candidate.model))),
         bytes=Change(size, len(serialized(candidate.model))),
-        error=ErrorSummary(
-            "relative", measured.value, goal.tolerance, samples, candidate.back_offs, measured.summary()
-        ),
+        error=error_summary(candidate.proved, goal, samples, candidate.gate, candidate.back_offs),
         coverage=candidate.coverage,
+        curve=candidate.curve,
         latency=tuple(latency),
-        spaces=_space_rows(network, view, candidate),
+        footprint=footprint,
+        spaces=tuple(dataclasses.replace(row, ms=spent.get(row.name)) for row in _space_rows(network, view, candidate)),
         refusals=_refusal_rows(view),
     )
+
+
+def error_summary(proved: Proved, goal: Goal, samples: int, gate: float | None, back_offs: int = 0) -> ErrorSummary:
+    """The errors for the report; gate: what they were held against."""
+    outputs, served = proved.measured.summary(goal.seed), proved.told(gate)
+    return ErrorSummary("relative", proved.value, goal.tolerance, samples, back_offs, outputs, served)
 
 
 def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Report:

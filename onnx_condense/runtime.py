@@ -1,11 +1,11 @@
-"""ONNX Runtime sessions: the only place that sets their options."""
+"""ONNX Runtime sessions (`sessions` sets their options): made for networks of any form, run, fed on devices."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import threadpoolctl
 from google.protobuf.message import EncodeError
 
 from onnx_condense.errors import ModelError, UsageError
+from onnx_condense.sessions import Settings, make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +27,25 @@ Session = ort.InferenceSession
 
 CPU = ("CPUExecutionProvider",)
 
+# Providers that compute beside the CPU, and what ONNX Runtime's bindings call the memory that they compute in.
+DEVICES: Mapping[str, str] = {
+    "CANNExecutionProvider": "cann",
+    "CUDAExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+    "MIGraphXExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+    "ROCMExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "WebGpuExecutionProvider": "webgpu",
+}
 
-def check_providers(providers: Sequence[str]) -> tuple[str, ...]:
-    """The providers, or UsageError that lists those this installation has."""
+
+def check_providers(providers: Sequence[str], option: str = "--providers") -> tuple[str, ...]:
+    """The providers, or UsageError that names the option and lists those this installation has."""
     available = ort.get_available_providers()
     for name in providers:
         if name not in available:
-            raise UsageError("provider", f"--providers: no {name} in this installation; it has {', '.join(available)}")
+            raise UsageError("provider", f"{option}: no {name} in this installation; it has {', '.join(available)}")
     return tuple(providers)
 
 
@@ -53,29 +66,26 @@ def release() -> None:
 class Runtime:
     """How sessions are made in one run: providers in fallback order, threads (0: ONNX Runtime's default)."""
 
-    def __init__(self, providers: Sequence[str] = CPU, threads: int = 0) -> None:
-        self.providers = check_providers(providers)
+    def __init__(self, providers: Sequence[str] = CPU, threads: int = 0, option: str = "--providers") -> None:
+        self.providers = check_providers(providers, option)
         self.threads = threads
 
+    def settings(self, *, optimize: bool = True, spin: bool = False, profile: str = "") -> Settings:
+        """The same as plain data; see `sessions.Settings`."""
+        return Settings(self.providers, self.threads, optimize=optimize, spin=spin, profile=profile)
+
     def session(
-        self, model: onnx.ModelProto | bytes | Path, *, optimize: bool = True, spin: bool = False
+        self, model: onnx.ModelProto | bytes | Path, *, optimize: bool = True, spin: bool = False, profile: str = ""
     ) -> ort.InferenceSession:
         """A session over the model.
 
         optimize: False switches every graph optimization off (for proofs).
         spin: worker threads burn CPU between runs and memory is kept, as serving does; only right for timing.
+        profile: start of the name of the file that times of nodes go to, "": none.
 
         Raises:
             ModelError: ONNX Runtime does not take the model.
         """
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-        # The arena keeps what it once had, several times the largest tensor.
-        options.enable_cpu_mem_arena = spin
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source: Any = model
         if not isinstance(model, bytes) and hasattr(model, "SerializeToString"):
             try:
@@ -85,7 +95,7 @@ class Runtime:
         elif not isinstance(model, bytes):
             source = str(model)
         try:
-            return ort.InferenceSession(source, options, providers=list(self.providers))
+            return make(source, self.settings(optimize=optimize, spin=spin, profile=profile))
         except RUNTIME_ERRORS as error:
             raise ModelError("runtime", f"ONNX Runtime does not load the network: {first_line(error)}") from error
 
@@ -116,6 +126,39 @@ def run(session: ort.InferenceSession, feed: Feed, names: Sequence[str] | None =
     except RUNTIME_ERRORS as error:
         raise ModelError("runtime", f"ONNX Runtime can't run the network: {first_line(error)}") from error
     return [np.asarray(value) for value in outputs]
+
+
+def bound(session: ort.InferenceSession, feed: Feed, device: str) -> Callable[[], None]:
+    """One pass, to be called again and again: inputs are put on a device once, outputs stay there and are waited for.
+
+    The first pass is made in here, so that what the device does not take is told at once. Dropping the callable drops
+    the session as well.
+
+    Raises:
+        ModelError: this ONNX Runtime does not know the device, or takes no such tensors there (strings).
+    """
+    if not hasattr(ort.capi.onnxruntime_pybind11_state.OrtDevice, device):
+        raise ModelError("binding", f"this ONNX Runtime knows no device {device}")
+    binding = session.io_binding()
+    try:
+        # Kept as long as the callable: a value in the CPU's memory is but a view of its array.
+        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a), device) for name, a in feed.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for output in session.get_outputs():
+            on_device = output.type.startswith("tensor(") and output.type != "tensor(string)"
+            binding.bind_output(output.name, device if on_device else "cpu")
+        binding.synchronize_inputs()
+
+        def once(_held: Mapping[str, ort.OrtValue] = values) -> None:
+            session.run_with_iobinding(binding)
+            # A device may still be at work when the call comes back.
+            binding.synchronize_outputs()
+
+        once()
+    except RUNTIME_ERRORS as error:
+        raise ModelError("binding", f"ONNX Runtime can't run the network on {device}: {first_line(error)}") from error
+    return once
 
 
 def run_node(proto: onnx.ModelProto, node: onnx.NodeProto, arrays: Iterable[Array]) -> Array:

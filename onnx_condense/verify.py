@@ -7,27 +7,35 @@ take them apart is partly known (`rounding_level`) and partly measured, by movin
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
 from onnx_condense import ops
 from onnx_condense.errors import DefectError, ModelError
 from onnx_condense.model import Network, Node, inlined
-from onnx_condense.nodes import read_by
-from onnx_condense.plan import ChannelView, FloatArray, LinearUse, Plan
+from onnx_condense.nodes import MARK, read_by
+from onnx_condense.plan import ChannelView, FloatArray, LinearUse, Plan, bands
 from onnx_condense.runtime import Array, Runtime, run
 
 # Rounding grows with the root of the reduction length per layer and adds up over layers.
 SLACK = 8.0
+OWN = f"masked/{MARK}/"
+
+Flags = npt.NDArray[np.bool_]
 
 
-def check_graph(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+def check_graph(before: onnx.ModelProto, after: onnx.ModelProto, *, rewritten: bool = True) -> None:
     """The new graph is valid and has the old one's inputs, outputs, opsets and IR version.
+
+    rewritten: it comes straight from the rewrite, which leaves metadata and functions as they are.
 
     Raises:
         DefectError: it is not.
@@ -41,13 +49,35 @@ def check_graph(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         ("outputs", _signature(before, before.graph.output), _signature(after, after.graph.output)),
         (
             "opsets",
-            [o.SerializeToString() for o in before.opset_import],
-            [o.SerializeToString() for o in after.opset_import],
+            sorted(o.SerializeToString() for o in before.opset_import),
+            sorted(o.SerializeToString() for o in after.opset_import),
         ),
-        ("IR version", [before.ir_version], [after.ir_version]),
+        ("IR version", before.ir_version, after.ir_version),
+        *(_about(before, after) if rewritten else ()),
     ):
         if old != new:
             raise DefectError("signature", f"the condensed graph has other {what} than the dense one")
+
+
+@contextlib.contextmanager
+def blaming(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[None]:
+    """Where a run of the new graph fails, say whether it is the graph's fault.
+
+    Raises:
+        DefectError: the graph is not valid, or has another signature. ModelError: as it came, where it is neither.
+    """
+    try:
+        yield
+    except ModelError:
+        check_graph(before, after)
+        raise
+
+
+def _about(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[tuple[str, object, object]]:
+    """All that a network says beside its graph and versions."""
+    for field in before.DESCRIPTOR.fields:
+        if field.name not in {"graph", "opset_import", "ir_version"}:
+            yield field.name.replace("_", " "), getattr(before, field.name), getattr(after, field.name)
 
 
 def _fault(proto: onnx.ModelProto) -> str:
@@ -120,9 +150,9 @@ def _put_behind(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, wei
     """A new weight, and an offset added to the result."""
     node = proto.graph.node[at]
     result = node.output[0]
-    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", weight)
-    node.output[0] = f"masked/{result}"
-    added = _initializer(proto, f"masked/offset_{index}", offset)
+    node.input[use.weight.position] = _initializer(proto, f"{OWN}weight_{index}", weight)
+    node.output[0] = f"{OWN}{result}"
+    added = _initializer(proto, f"{OWN}offset_{index}", offset)
     proto.graph.node.insert(at + 1, helper.make_node("Add", [node.output[0], added], [result]))
 
 
@@ -135,12 +165,12 @@ def _activates(node: Node) -> bool:
 def _put_before(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, weight: Array, offset: Array) -> None:
     """A new weight, and an offset added to the bias, the third operand, by a node of its own."""
     node = proto.graph.node[at]
-    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", weight)
+    node.input[use.weight.position] = _initializer(proto, f"{OWN}weight_{index}", weight)
     factor = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
     node.input.extend([""] * (3 - len(node.input)))
-    before, total = node.input[2], f"masked/bias_{index}"
+    before, total = node.input[2], f"{OWN}bias_{index}"
     if before and factor:
-        scaled = _initializer(proto, f"masked/offset_{index}", (offset / factor).astype(offset.dtype))
+        scaled = _initializer(proto, f"{OWN}offset_{index}", (offset / factor).astype(offset.dtype))
         node.input[2] = total
         proto.graph.node.insert(at, helper.make_node("Add", [before, scaled], [total]))
         return
@@ -158,10 +188,10 @@ def _put_inside(proto: onnx.ModelProto, at: int, index: int, use: LinearUse, wei
     size = weight.shape[use.in_axis]
     column = offset.reshape([n if axis in use.row_axes else 1 for axis, n in enumerate(weight.shape)])
     wider = np.concatenate([weight, column], axis=use.in_axis)
-    copied = _initializer(proto, f"masked/copied_{index}", np.eye(size, size + 1, dtype=weight.dtype))
-    one = _initializer(proto, f"masked/one_{index}", np.eye(1, size + 1, size, dtype=weight.dtype)[0])
-    before, names = node.input[use.activation.position], [f"masked/{part}_{index}" for part in ("spread", "read")]
-    node.input[use.weight.position] = _initializer(proto, f"masked/weight_{index}", wider)
+    copied = _initializer(proto, f"{OWN}copied_{index}", np.eye(size, size + 1, dtype=weight.dtype))
+    one = _initializer(proto, f"{OWN}one_{index}", np.eye(1, size + 1, size, dtype=weight.dtype)[0])
+    before, names = node.input[use.activation.position], [f"{OWN}{part}_{index}" for part in ("spread", "read")]
+    node.input[use.weight.position] = _initializer(proto, f"{OWN}weight_{index}", wider)
     node.input[use.activation.position] = names[1]
     proto.graph.node.insert(at, helper.make_node("Add", [names[0], one], [names[1]]))
     proto.graph.node.insert(at, helper.make_node("MatMul", [before, copied], [names[0]]))
@@ -189,7 +219,7 @@ def check_numbers(
     feeds: Sequence[Mapping[str, Array]],
     runtime: Runtime,
 ) -> None:
-    """The condensed network equals its plan on these feeds, up to rounding, graph optimizations off.
+    """The condensed network equals its plan: on these feeds, up to rounding, graph optimizations off; in its weights.
 
     Raises:
         DefectError: it does not, or it can't be run.
@@ -217,6 +247,70 @@ def check_numbers(
                 f"(rounding allows {bound:.2e})",
                 name,
             )
+    check_weights(network, view, plan, condensed)
+
+
+def check_weights(network: Network, view: ChannelView, plan: Plan, condensed: onnx.ModelProto) -> None:
+    """Every weight holds the numbers that the plan has for it, also those that no sample shows (a silent channel).
+
+    Where channels are mixed the numbers are sums of many, and only `check_numbers` looks at them.
+
+    Raises:
+        DefectError: one does not.
+    """
+    after = Network(condensed)
+    gone = list(plan.dropped(view.spaces))
+    turned = {r.space for r in plan.rotations}
+    mixed = [label for space in view.spaces if space.name in turned for label in space.channels.tolist()]
+    updates = {update.use: update.weight for update in plan.updates}
+    there = _counterparts(network, after, {use.weight.node for use in view.linear})
+    for i, use in enumerate(view.linear):
+        stored, found = (
+            _operand(net, node, use) for net, node in ((network, use.weight.node), (after, there[use.weight.node]))
+        )
+        if np.isin(use.rows, mixed).any() or np.isin(use.columns, mixed).any():
+            continue
+        kept = ~np.isin(use.rows, gone), ~np.isin(use.columns, gone).repeat(use.taps)
+        if not _holds(use, stored, found, updates.get(i), kept):
+            place = network.nodes[use.weight.node].place
+            raise DefectError("weights", f"the weight of {place} does not hold the numbers of its plan", place)
+
+
+def _operand(network: Network, node: int, use: LinearUse) -> Array | None:
+    return network.constant(network.nodes[node].inputs[use.weight.position])
+
+
+def _counterparts(network: Network, after: Network, places: AbstractSet[int]) -> dict[int, int]:
+    """The node of the condensed network for each of these: the rewrite puts in no op of their kinds."""
+    kinds = {(network.nodes[at].domain, network.nodes[at].op) for at in places}
+    old, new = ([n for n in net.nodes if (n.domain, n.op) in kinds] for net in (network, after))
+    if [(n.domain, n.op) for n in old] != [(n.domain, n.op) for n in new]:
+        raise DefectError("nodes", "the condensed network has other layers than the dense one")
+    return {a.index: b.index for a, b in zip(old, new, strict=True)}
+
+
+def _holds(
+    use: LinearUse, stored: Array | None, found: Array | None, wanted: FloatArray | None, kept: tuple[Flags, Flags]
+) -> bool:
+    """Whether a weight as found holds, to its last places, what stays of the one wanted (None: the dense one)."""
+    assert stored is not None
+    if found is None:
+        return False
+    rows, columns = kept
+    if wanted is None and rows.all() and columns.all():
+        return np.array_equal(found, stored, equal_nan=True)
+    matrix = use.matrix(stored) if wanted is None else wanted
+    rest, eps = use.matrix(found), _eps(stored.dtype)
+    at = np.flatnonzero(rows) if rows.size else np.arange(len(matrix))
+    if rest.shape != (len(at), int(columns.sum())):
+        return False
+    tiny = float(np.finfo(stored.dtype).tiny) if stored.dtype.kind == "f" else 0.0
+    for band in bands(rest):
+        with np.errstate(over="ignore"):
+            rounded = matrix[at[band]][:, columns].astype(stored.dtype).astype(np.float64)
+        if not np.isclose(rest[band], rounded, 2 * eps, tiny, equal_nan=True).all():
+            return False
+    return True
 
 
 def rounding_level(network: Network, view: ChannelView) -> float:

@@ -15,6 +15,7 @@ from onnx_condense.goal import Goal
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.model import Network
 from onnx_condense.plan import ChannelSpace, ChannelView, IntArray, Plan
+from onnx_condense.report.data import CurvePoint
 from onnx_condense.select.obs import Elimination
 
 CONFIDENCE = 0.95
@@ -76,6 +77,7 @@ class Widths:
         self._fitter, self._hunter, self._goal = fitter, hunter, goal
         self._wanted, self._measuring = wanted, measuring
         self._errors: dict[tuple[int, ...], float] = {}
+        self._curve: list[CurvePoint] = []
         self._staged: bool | None = None
         self._total = count_parameters(fitter.network.proto)
         self._costs = WidthCosts(fitter.network, fitter.view)
@@ -91,6 +93,11 @@ class Widths:
                 break
             path, at = self._found(part)
         return self._filled(path, at) if self._goal.keep is None else (path, at)
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """What the search measured, most parameters first."""
+        return tuple(sorted(self._curve, key=lambda p: -p.parameters))
 
     def _found(self, part: int) -> tuple[list[budget.Point], int]:
         curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
@@ -130,6 +137,7 @@ class Widths:
                 undecided = self._fitter.light and self._staged is None
                 found = self._better(widths) if undecided else self._tried(widths, sequential=self._fitter.light)
                 self._errors[widths] = found.upper(CONFIDENCE, self._goal.seed)
+                self._curve.append(CurvePoint(path[at].parameters, self._errors[widths]))
             return self._errors[widths]
 
         return measure

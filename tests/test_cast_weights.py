@@ -19,7 +19,7 @@ from onnx_condense.model import Network, load, serialized
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import masked, rounding_level
+from onnx_condense.verify import OWN, masked, rounding_level
 
 NODE = helper.make_node
 EPS = {np.float16: 2.0**-10, ml_dtypes.bfloat16: 2.0**-7, np.float32: 2.0**-23}
@@ -227,7 +227,7 @@ def test_the_plan_is_rounded_as_it_is_stored() -> None:
     plan = Plan("fitted", (Selection(view.spaces[0].name, np.arange(6)),), (ReaderUpdate(reader, weight, offset),))
     full, made = masked(network, view, plan), apply_plan(network, view, plan)
     onnx.checker.check_model(made, full_check=True)
-    found = {t.name: numpy_helper.to_array(t) for t in full.graph.initializer}[f"masked/weight_{reader}"]
+    found = {t.name: numpy_helper.to_array(t) for t in full.graph.initializer}[f"{OWN}weight_{reader}"]
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, weight.T.astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(

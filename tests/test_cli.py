@@ -26,6 +26,7 @@ from onnx_condense.report.data import (
     Change,
     ErrorSummary,
     Latency,
+    Origin,
     OutputError,
     Reason,
     RefusalRow,
@@ -41,19 +42,28 @@ if TYPE_CHECKING:
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "scipy", "torch"}
 
+ORIGIN = Origin({"onnx-condense": "0"}, "a machine", None, "net.onnx", "aa")
+Y = OutputError("y", 0.0093, WorstFeature(31, 0.302), (0.0088, 0.0099))
 CONDENSED = Report(
     "condensed",
     dry_run=False,
     parameters=Change(6_921_454, 447_213),
     macs=Change(6_916_200, 445_999),
     bytes=Change(27_691_234, 1_799_321),
-    error=ErrorSummary("relative", 0.0093, 0.01, 1638, 1, (OutputError("y", 0.0093, WorstFeature(31, 0.302)),)),
+    error=ErrorSummary("relative", 0.0093, 0.01, 1638, 1, (Y,)),
     latency=(Latency("CPUExecutionProvider", 2, 1, 1.234, 0.1834, 6.72, (6.4, 7.1)),),
     spaces=(SpaceRow("h", ("/fc1/Gemm",), ("/fc2/Gemm",), 3200, 301, 0.0042),),
     refusals=(RefusalRow("y", "/fc3/Gemm", "graph output"),),
+    origin=ORIGIN,
     seconds=38.2,
 )
-UNCHANGED = Report("unchanged", dry_run=False, reason=Reason("tight", "no channel can go"), parameters=Change(10, 10))
+UNCHANGED = Report(
+    "unchanged",
+    dry_run=False,
+    reason=Reason("tight", "no channel can go"),
+    parameters=Change(10, 10),
+    origin=ORIGIN,
+)
 
 
 class FakePipeline:
@@ -137,6 +147,7 @@ def test_writes_out_and_says_so(fake: FakePipeline) -> None:
 def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
     options = ["--calibration", "c", "--verification", "v", "--tolerance", "0.1", "--keep", "0.5", "--threads", "2"]
     extra = ["--augment", "3", "--method", "condensation", "--threshold", "0.9", "--threshold", "fc*=0.8"]
+    extra += ["--also-verify", "C", "--also-verify", "D", "--batch", "1, 64", "--verbose"]
     result = call(
         "net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run", *extra
     )
@@ -156,6 +167,10 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "augment": 3,
             "method": "condensation",
             "threshold": {"*": 0.9, "fc*": 0.8},
+            "also_verify": ("C", "D"),
+            "batches": (1, 64),
+            "footprint": True,
+            "profile": True,
             "dry_run": True,
         }
     ]
@@ -170,6 +185,7 @@ def test_defaults(fake: FakePipeline) -> None:
     assert options["threads"] == 0
     assert options["seed"] == 0
     assert options["providers"] == ("CPUExecutionProvider",)
+    assert (options["also_verify"], options["batches"], options["profile"]) == ((), (), False)
     assert not options["dry_run"]
 
 
@@ -293,7 +309,7 @@ def test_errors_map_to_exit_codes_and_json(fake: FakePipeline, error: errors.Con
     assert_one_line(call("net.onnx", "slim.onnx", "--json", "r.json", "--quiet"), exit_code, "bad model")
     data = json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert next(iter(data)) == "schema"
-    assert (data["schema"], data["status"], data["dry_run"]) == (1, "failed", False)
+    assert (data["schema"], data["status"], data["dry_run"]) == (2, "failed", False)
     assert data["reason"] == {"code": error.code, "text": "bad\nmodel", "node": "node_7"}
     assert data["seconds"] >= 0
     assert not Path("slim.onnx").exists()
@@ -317,6 +333,7 @@ def test_json_on_stdout_leaves_the_table_to_stderr(fake: FakePipeline) -> None:
         "before": 3200,
         "after": 301,
         "error": 0.0042,
+        "ms": None,
     }
     assert "a library talks" in result.stderr
     assert "wrote slim.onnx" in result.stderr
@@ -332,7 +349,7 @@ def test_failure_json_on_stdout(fake: FakePipeline) -> None:
 
 def test_json_has_null_for_what_json_can_not_say(fake: FakePipeline) -> None:
     latency = Latency("CPUExecutionProvider", 1, 1, 1.0, 1.0, float("nan"), (float("-inf"), float("inf")))
-    fake.report = Report("condensed", dry_run=False, latency=(latency,))
+    fake.report = Report("condensed", dry_run=False, latency=(latency,), origin=ORIGIN)
     assert call("net.onnx", "slim.onnx", "--json", "r.json").exit_code == 0
     data = json.loads(Path("r.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert data["latency"][0]["speedup"] is None
@@ -464,6 +481,7 @@ def test_the_table_fits_80_columns_and_says_what_matters() -> None:
         "6.92 M -> 0.447 M  (6.5 %)",
         "27.7 MB -> 1.8 MB",
         "tolerance 0.01, 1,638 unseen samples, 1 step back",
+        "0.0088 to 0.0099",
         "0.302  (feature 31 of y) warning: above 10 x tolerance",
         "1.23 -> 0.183 ms  (6.72x [6.40, 7.10], faster; CPU, 2 threads)",
     ):
@@ -497,7 +515,7 @@ def test_hostile_names_are_printed_as_text() -> None:
     report = Report(
         "condensed",
         dry_run=False,
-        error=ErrorSummary("relative", 0.1, None, 5, 0, (OutputError(bad, 0.1, WorstFeature(0, 0.1)),)),
+        error=ErrorSummary("relative", 0.1, None, 5, 0, (OutputError(bad, 0.1, WorstFeature(0, 0.1), (0.09, 0.11)),)),
         spaces=(SpaceRow(bad, (bad,), (bad,), 9, 4, 0.1),),
         refusals=(RefusalRow(bad, bad, bad),),
         notes=(bad,),

@@ -95,7 +95,7 @@ def test_the_json_has_what_the_contract_lists() -> None:
     assert result.exit_code == 0
     report = json.loads(result.stdout)
     assert next(iter(report)) == "schema"
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["dry_run"] is True
     assert report["reason"] is None
     for name in ("parameters", "macs", "bytes"):

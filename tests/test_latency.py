@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import statistics
+import types
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy import stats
 
 from onnx_condense import latency
+from onnx_condense import runtime as ort
 from onnx_condense.errors import ModelError
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import Runtime
@@ -171,6 +176,20 @@ def test_short_runs_are_timed_in_blocks() -> None:
     assert network.runs > 10 * reads
 
 
+def test_runs_that_others_disturb_do_not_count() -> None:
+    """Six of seven runs wait for somebody else: medians would compare how long."""
+    clock = FakeClock()
+    costs = itertools.cycle([5e-3, 9e-3, 7e-3, 1e-3, 6e-3, 8e-3, 4e-3])
+    assert math.isclose(latency.typical(lambda: clock.spend(next(costs)), clock, 0.2), 1e-3)
+
+
+def test_a_run_of_luck_does_not_count() -> None:
+    """One block in fifty that is far too fast says nothing about the others."""
+    clock = FakeClock()
+    costs = itertools.cycle([1e-3] * 49 + [1e-4])
+    assert math.isclose(latency.typical(lambda: clock.spend(next(costs)), clock, 0.2), 1e-3)
+
+
 def test_a_clock_that_stands_still_during_a_run_is_survived() -> None:
     clock = FakeClock()
     ticks = iter(range(10_000))
@@ -181,12 +200,27 @@ def test_a_clock_that_stands_still_during_a_run_is_survived() -> None:
     assert latency.typical(lambda: clock.spend(0.0), coarse, 0.02) >= 0
 
 
-def test_warm_up_goes_on_while_runs_get_faster() -> None:
+@pytest.mark.parametrize(
+    "costs",
+    [
+        pytest.param([8.0, 4.0, 2.0, 1.0], id="faster with every run"),
+        pytest.param([8.0, 8.0, 4.0, 4.0, 4.0, 2.0, 2.0, 1.0], id="in steps"),
+        pytest.param([8.0, 4.0, 7.0, 2.0, 5.0, 5.0, 1.0], id="disturbed"),
+    ],
+)
+def test_warm_up_goes_on_while_runs_get_faster(costs: list[float]) -> None:
     clock = FakeClock()
-    costs = iter([8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0])
-    fastest = latency.warm_up(lambda: clock.spend(next(costs)), clock, 100.0)
+    left = iter([*costs, *[1.0] * 10])
+    fastest = latency.warm_up(lambda: clock.spend(next(left)), clock, 100.0)
     assert fastest == 1.0
-    assert len(list(costs)) == 2
+    assert len(list(left)) == 10 - latency.STEADY
+
+
+def test_warm_up_of_a_network_that_never_settles_ends() -> None:
+    clock = FakeClock()
+    costs = (0.9**k for k in itertools.count())
+    latency.warm_up(lambda: clock.spend(next(costs)), clock, 3.0)
+    assert 3.0 <= clock.now < 4.0
 
 
 def test_warm_up_of_a_slow_network_is_one_run() -> None:
@@ -222,6 +256,11 @@ def test_real_sessions() -> None:
     assert (result.provider, result.threads, result.batch) == ("CPUExecutionProvider", 1, 64)
     assert result.interval[0] <= result.speedup <= result.interval[1]
     assert result.before_ms > result.after_ms
+    assert len(result.rounds) >= latency.FEWEST_ROUNDS
+    assert result.before_ms == statistics.median(before for before, _ in result.rounds)
+    assert result.after_ms == statistics.median(after for _, after in result.rounds)
+    ratios = [math.log(before / after) for before, after in result.rounds]
+    assert math.isclose(result.speedup, math.exp(latency.centre(ratios)))
     reverse = latency.compare(small, large, FEED, runtime, batch=64, seconds=1.0)
     assert reverse.verdict == "slower"
     assert latency.confirmed(small, large, FEED, runtime, seen=reverse).verdict == "slower"
@@ -245,3 +284,208 @@ def test_only_the_verdict_slower_is_asked_again(monkeypatch: pytest.MonkeyPatch)
 def test_a_feed_that_does_not_fit_is_an_error_of_ours() -> None:
     with pytest.raises(ModelError, match="can't run the network"):
         latency.compare(mlp(20), mlp(20), {"x": np.ones((2, 3), "f4")}, Runtime(), batch=2)
+
+
+# ---- inputs and outputs that stay on a device ----
+
+NO_GPU = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="no CUDAExecutionProvider in this ONNX Runtime",
+)
+
+
+class Binding:
+    """A binding that writes down what happens to it."""
+
+    def __init__(self, binding: onnxruntime.IOBinding) -> None:
+        self.binding, self.log = binding, list[str]()
+
+    def bind_ortvalue_input(self, name: str, value: onnxruntime.OrtValue) -> None:
+        """An input is put on a device."""
+        self.log.append(f"in {name} {value.device_name()}")
+        self.binding.bind_ortvalue_input(name, value)
+
+    def bind_output(self, name: str, device: str) -> None:
+        """An output is to stay on a device."""
+        self.log.append(f"out {name} {device}")
+        self.binding.bind_output(name, device)
+
+    def synchronize_inputs(self) -> None:
+        """Inputs are waited for."""
+        self.log.append("inputs")
+        self.binding.synchronize_inputs()
+
+    def synchronize_outputs(self) -> None:
+        """Outputs are waited for."""
+        self.log.append("outputs")
+        self.binding.synchronize_outputs()
+
+
+class BoundSession:
+    """A session that hands out one such binding."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session, self.binding = session, Binding(session.io_binding())
+
+    def io_binding(self) -> Binding:
+        """The one."""
+        return self.binding
+
+    def get_outputs(self) -> list[onnxruntime.NodeArg]:
+        """As they are."""
+        return list(self.session.get_outputs())
+
+    def run_with_iobinding(self, binding: Binding) -> None:
+        """One pass."""
+        binding.log.append("run")
+        self.session.run_with_iobinding(binding.binding)
+
+
+def check_bound(runtime: Runtime, device: str) -> None:
+    session = runtime.session(mlp(30))
+    watched = BoundSession(session)
+    once = ort.bound(watched, FEED, device)
+    once()
+    log = watched.binding.log
+    assert log == [f"in x {device}", f"out y {device}", "inputs", "run", "outputs", "run", "outputs"]
+    (bound,) = watched.binding.binding.copy_outputs_to_cpu()
+    np.testing.assert_allclose(bound, session.run(None, dict(FEED))[0], rtol=1e-5)
+
+
+def test_a_bound_pass_copies_inputs_once_and_waits_for_outputs() -> None:
+    check_bound(Runtime(threads=1), "cpu")
+
+
+@NO_GPU
+def test_a_bound_pass_on_a_gpu() -> None:
+    check_bound(Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"]), "cuda")
+
+
+def test_bound_inputs_live_as_long_as_the_pass() -> None:
+    """A value in the memory of the CPU is only a view of its array; not every ONNX Runtime's binding keeps it."""
+    values: list[weakref.ref[onnxruntime.OrtValue]] = []
+    binding = types.SimpleNamespace(
+        bind_ortvalue_input=lambda _name, value: values.append(weakref.ref(value)),
+        synchronize_inputs=lambda: None,
+        synchronize_outputs=lambda: None,
+    )
+    session = types.SimpleNamespace(
+        io_binding=lambda: binding, get_outputs=tuple, run_with_iobinding=lambda _binding: None
+    )
+    once = ort.bound(session, {"x": np.ones((4, 4), "f4")}, "cpu")
+    gc.collect()
+    assert [value() is not None for value in values] == [True]
+    del once
+    gc.collect()
+    assert [value() for value in values] == [None]
+
+
+def test_only_tensors_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2]), helper.make_tensor_value_info("y", 1, [2])]
+    words = helper.make_tensor_value_info("words", TensorProto.STRING, [2])
+    parts = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, [2])
+    nodes = [
+        helper.make_node("Neg", ["x"], ["y"]),
+        helper.make_node("Cast", ["x"], ["words"], to=TensorProto.STRING),
+        helper.make_node("SequenceConstruct", ["x"], ["parts"]),
+    ]
+    graph = helper.make_graph(nodes, "three", ends[:1], [ends[1], words, parts])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    watched = BoundSession(Runtime(threads=1).session(model))
+
+    class Anywhere(Binding):
+        """Where a device was asked for that this machine may lack, the CPU does."""
+
+        def bind_output(self, name: str, device: str) -> None:
+            self.log.append(f"out {name} {device}")
+            self.binding.bind_output(name, "cpu")
+
+    watched.binding = Anywhere(watched.session.io_binding())
+    on_cpu = onnxruntime.OrtValue.ortvalue_from_numpy
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, _device: on_cpu(array))
+    ort.bound(watched, {"x": np.ones(2, "f4")}, "cuda")
+    log = [entry for entry in watched.binding.log if entry.startswith("out ")]
+    assert log == ["out y cuda", "out words cpu", "out parts cpu"]
+
+
+def test_bound_sessions_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that a GPU takes, on the device that every machine has."""
+    plain, passes = list[int](), list[int]()
+    make, real = ort.bound, onnxruntime.InferenceSession.run
+
+    def counted(session: onnxruntime.InferenceSession, feed: ort.Feed, device: str) -> Callable[[], None]:
+        assert device == "cpu"
+        once = make(session, feed, device)
+
+        def counting() -> None:
+            passes.append(1)
+            once()
+
+        return counting
+
+    def run(*args: object) -> object:
+        plain.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(ort, "bound", counted)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    result = latency.compare(mlp(1000), mlp(150), FEED, Runtime(threads=1), batch=64, seconds=0.5, device="cpu")
+    assert result.verdict == "faster"
+    # Once per session, to tell what is wrong with a feed.
+    assert len(plain) == 2 * len(result.rounds)
+    assert len(passes) > 4 * len(result.rounds)
+
+
+@NO_GPU
+def test_timing_on_a_gpu_is_bound() -> None:
+    runtime = Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert latency.device_of(mlp(30), FEED, runtime) == "cuda"
+    result = latency.compare(mlp(30), mlp(30), FEED, runtime, batch=64, seconds=1.0)
+    assert result.provider == "CUDAExecutionProvider"
+
+
+def test_what_a_cpu_runs_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "session", lambda *_: pytest.fail("a session for nothing"))
+    assert latency.device_of(mlp(30), FEED, Runtime()) == ""
+
+
+def test_the_device_is_that_of_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    assert latency.device_of(mlp(30), FEED, Runtime()) == "cpu"
+
+
+def test_a_provider_that_did_not_start_has_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime()
+    session = Runtime().session(mlp(30))
+    runtime.providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(runtime, "session", lambda *_: session)
+    monkeypatch.setattr(ort, "bound", lambda *_: pytest.fail("bound to the device of another provider"))
+    assert latency.device_of(mlp(30), FEED, runtime) == ""
+
+
+def test_what_can_not_be_bound_is_timed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "DEVICES", {"CPUExecutionProvider": "nowhere"})
+    assert latency.device_of(mlp(30), FEED, Runtime()) == ""
+    monkeypatch.setattr(ort, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    ends = [helper.make_tensor_value_info(n, TensorProto.STRING, [1]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", ends[:1], ends[1:])
+    words = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    feed = {"x": np.array(["word"], object)}
+    assert latency.device_of(words, feed, Runtime()) == ""
+    assert latency.compare(words, words, feed, Runtime(), batch=1, rounds=4, seconds=0.1).rounds
+
+
+def test_a_device_that_is_not_there_is_an_error_of_ours() -> None:
+    with pytest.raises(ModelError, match="knows no device nowhere"):
+        ort.bound(Runtime().session(mlp(30)), FEED, "nowhere")
+    # Known by name everywhere, though only a build for it has it.
+    if NO_GPU.args != (False,):
+        with pytest.raises(ModelError, match="can't run the network on cuda"):
+            ort.bound(Runtime().session(mlp(30)), FEED, "cuda")
+
+
+def test_every_device_is_one_that_onnxruntime_names() -> None:
+    providers = set(onnxruntime.get_all_providers()) | {"ROCMExecutionProvider", "NvTensorRTRTXExecutionProvider"}
+    assert providers >= ort.DEVICES.keys()
+    known = onnxruntime.capi.onnxruntime_pybind11_state.OrtDevice
+    assert all(hasattr(known, device) for device in ort.DEVICES.values())

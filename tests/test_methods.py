@@ -37,7 +37,7 @@ from onnx_condense.spaces import find_spaces
 if TYPE_CHECKING:
     from typer.testing import Result
 
-    from onnx_condense.pipeline import Condensed
+    from onnx_condense.outcome import Condensed
 
 __all__ = ["FakeTimer", "timer"]
 

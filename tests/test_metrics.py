@@ -135,7 +135,7 @@ def test_the_largest_output_counts() -> None:
         model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 1]))
     x = normal(50, 1)
     measured = judge(dense, x).measure(other)
-    y, z = measured.summary()
+    y, z = measured.summary(0)
     assert (y.name, z.name) == ("y", "z")
     assert measured.value == y.value > z.value > 0
 

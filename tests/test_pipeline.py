@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from onnx_condense.pipeline import Condensed
+    from onnx_condense.outcome import Condensed
 
 X = normal(400, 3)
 
@@ -227,7 +227,7 @@ def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytes
     class Strict(Judge):
         """Says no to the first candidates that come for verification."""
 
-        def measure(self, model: onnx.ModelProto) -> Measurement:
+        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
             measured = super().measure(model)
             if self._optimize or not verdicts:
                 return measured
@@ -250,7 +250,7 @@ def test_backing_off_ends_at_the_dense_network(monkeypatch: pytest.MonkeyPatch) 
     class Never(Judge):
         """Never content."""
 
-        def measure(self, model: onnx.ModelProto) -> Measurement:
+        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
             measured = super().measure(model)
             (output,) = measured.outputs
             shift = 0.0 if self._optimize else 9.0
@@ -267,7 +267,7 @@ def test_a_network_that_answers_with_nan_is_never_the_result(monkeypatch: pytest
     class Broken(Judge):
         """All candidates overflow on the samples that verify."""
 
-        def measure(self, model: onnx.ModelProto) -> Measurement:
+        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
             measured = super().measure(model)
             (output,) = measured.outputs
             bad = 0.0 if self._optimize else np.inf

@@ -14,7 +14,7 @@ import pytest
 from onnx_condense import condense, latency, ops
 from onnx_condense.cost import count_parameters
 from onnx_condense.model import serialized
-from onnx_condense.pipeline import Condensed
+from onnx_condense.outcome import Condensed
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import Runtime, run
 

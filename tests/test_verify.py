@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,21 @@ import pytest
 from mlps import Array, Net, mlp, normal, weight_of
 from onnx import helper, numpy_helper
 
-from onnx_condense.errors import DefectError
+from onnx_condense.errors import DefectError, ModelError
 from onnx_condense.model import Network
-from onnx_condense.plan import Plan, ReaderUpdate, Selection
+from onnx_condense.plan import Plan, ReaderUpdate, Rotation, Selection
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import _relative_difference, check_graph, check_numbers, masked, rounding_level
+from onnx_condense.verify import (
+    _relative_difference,
+    blaming,
+    check_graph,
+    check_numbers,
+    check_weights,
+    masked,
+    rounding_level,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +192,97 @@ def test_a_flipped_column_is_told_in_half_precision_too() -> None:
         case.check()
 
 
+def silent() -> Case:
+    """The channels that stay of the second layer answer with 0, whatever the samples are."""
+    model = mlp(activation="Relu")
+    next(t for t in model.graph.initializer if t.name == "b1").CopyFrom(
+        numpy_helper.from_array(np.full(20, -1e3, np.float32), "b1")
+    )
+    return Case(model)
+
+
+@pytest.mark.parametrize("name", ["W1", "W2"])
+@pytest.mark.parametrize("edit", [flip_column, swap_columns, spoil], ids=lambda f: f.__name__)
+def test_a_wrong_weight_that_no_sample_shows_is_a_defect(name: str, edit: Callable[[Array], Array]) -> None:
+    case = silent()
+    case.check()
+    case.change(name, edit)
+    with pytest.raises(DefectError) as caught:
+        case.check()
+    # NaN shows even where it is multiplied by 0.
+    assert caught.value.code == ("numbers" if edit is spoil else "weights")
+    if edit is not spoil:
+        assert (
+            caught.value.text
+            == f"the weight of /{'y' if name == 'W2' else 'gemm_2'} (Gemm) does not hold the numbers of its plan"
+        )
+
+
+def off_by(factor: float) -> Callable[[Array], Array]:
+    def edit(value: Array) -> Array:
+        value[2] *= value.dtype.type(factor)
+        return value
+
+    return edit
+
+
+@pytest.mark.parametrize(("dtype", "found"), [(np.float16, 3e-3), (np.float32, 5e-7), (np.float64, 1e-15)])
+def test_a_weight_may_be_off_by_its_last_places_only(dtype: type[Any], found: float) -> None:
+    case = Case(mlp(dtype=dtype), {"x": normal(16, 3, dtype=dtype)})
+    case.change("W1", off_by(1 + found / 4))
+    case.check()
+    case.change("W1", off_by(1 + found))
+    with pytest.raises(DefectError) as caught:
+        case.check()
+    assert caught.value.code in {"numbers", "weights"}
+
+
+def test_a_weight_that_the_plan_leaves_alone_is_looked_at() -> None:
+    case = Case(mlp((3, 16, 12, 10, 2)))
+    # Without the last step nothing that the last layer reads or writes goes.
+    *others, _ = case.plan.updates
+    case.plan = Plan("fitted", case.plan.selections[:-1], tuple(others))
+    case.condensed = apply_plan(case.network, case.view, case.plan)
+    case.check()
+    case.change("W3", off_by(1 + 1e-6))
+    with pytest.raises(DefectError, match="weight of /y"):
+        case.check()
+
+
+def test_a_weight_that_is_no_constant_any_more_is_a_defect() -> None:
+    case = Case(mlp())
+    reader = case.condensed.graph.node[2]
+    case.condensed.graph.node.insert(0, helper.make_node("Neg", [reader.input[1]], ["opposite"]))
+    case.condensed.graph.node.insert(1, helper.make_node("Neg", ["opposite"], ["again"]))
+    reader = case.condensed.graph.node[4]
+    reader.input[1] = "again"
+    with pytest.raises(DefectError, match="weight of /gemm_2"):
+        case.check()
+
+
+def test_a_layer_more_is_a_defect() -> None:
+    case = Case(mlp())
+    eye = numpy_helper.from_array(np.eye(2, dtype=np.float32), "eye")
+    case.condensed.graph.initializer.append(eye)
+    case.condensed.graph.node[-1].output[0] = "before"
+    case.condensed.graph.node.append(helper.make_node("Gemm", ["before", "eye"], ["y"]))
+    with pytest.raises(DefectError) as caught:
+        case.check()
+    assert caught.value.code == "nodes"
+
+
+def test_mixed_channels_are_left_to_the_numbers() -> None:
+    """Their rows are sums: what is stored is none of the plan's numbers."""
+    case = Case(mlp())
+    space = case.view.spaces[0].name
+    mixed = Rotation(space, np.eye(12, 24), np.eye(24, 12))
+    other = dataclasses.replace(case.plan, rotations=(mixed,))
+    case.change("W1", off_by(1 + 1e-6))
+    with pytest.raises(DefectError):
+        check_weights(case.network, case.view, case.plan, case.condensed)
+    check_weights(case.network, case.view, other, case.condensed)
+
+
 def test_a_forgotten_refit_is_a_defect() -> None:
     case = Case(mlp())
     dense = weight_of(case.network.proto, "W1")
@@ -234,9 +334,35 @@ def raise_ir(model: onnx.ModelProto) -> None:
     model.ir_version += 1
 
 
+def add_metadata(model: onnx.ModelProto) -> None:
+    model.metadata_props.add(key="author", value="somebody")
+
+
+def rename_producer(model: onnx.ModelProto) -> None:
+    model.producer_name = "somebody"
+
+
+def add_function(model: onnx.ModelProto) -> None:
+    model.functions.append(
+        helper.make_function(
+            "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
+        )
+    )
+
+
 @pytest.mark.parametrize(
     "edit",
-    [rename_output, reorder_outputs, rename_input, retype_input, raise_opset, raise_ir],
+    [
+        rename_output,
+        reorder_outputs,
+        rename_input,
+        retype_input,
+        raise_opset,
+        raise_ir,
+        add_metadata,
+        rename_producer,
+        add_function,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_another_signature_is_a_defect(edit: Callable[[onnx.ModelProto], None]) -> None:
@@ -245,6 +371,16 @@ def test_another_signature_is_a_defect(edit: Callable[[onnx.ModelProto], None]) 
     with pytest.raises(DefectError) as caught:
         case.check()
     assert caught.value.code == "signature"
+
+
+@pytest.mark.parametrize("edit", [add_metadata, rename_producer], ids=lambda f: f.__name__)
+def test_others_may_say_more_about_a_network(edit: Callable[[onnx.ModelProto], None]) -> None:
+    case = Case(two_outputs())
+    edit(case.condensed)
+    check_graph(case.network.proto, case.condensed, rewritten=False)
+    raise_ir(case.condensed)
+    with pytest.raises(DefectError):
+        check_graph(case.network.proto, case.condensed, rewritten=False)
 
 
 def drop_node(model: onnx.ModelProto) -> None:
@@ -263,6 +399,20 @@ def test_an_invalid_graph_is_a_defect(edit: Callable[[onnx.ModelProto], None]) -
     with pytest.raises(DefectError) as caught:
         check_graph(case.network.proto, case.condensed)
     assert caught.value.code == "invalid-graph"
+
+
+def test_where_a_run_fails_the_graph_is_blamed_only_if_it_is_at_fault() -> None:
+    case = Case(mlp())
+
+    def run() -> None:
+        with blaming(case.network.proto, case.condensed):
+            raise ModelError("runtime", "no memory")
+
+    with pytest.raises(ModelError, match="no memory"):
+        run()
+    wrong_width(case.condensed)
+    with pytest.raises(DefectError, match="not valid"):
+        run()
 
 
 def test_a_graph_that_does_not_run_is_a_defect() -> None:

@@ -6,7 +6,7 @@ never cut. Which features are computed from the samples is the business of the s
 """
 
 from onnx_condense.data.conform import GROUP
-from onnx_condense.data.independence import check_independent
+from onnx_condense.data.independence import check_independent, check_repeatable
 from onnx_condense.data.samples import Batch, InputSpec, Samples, input_specs
 from onnx_condense.data.shares import SMALLEST_SHARE, Shares, split, spread
 from onnx_condense.data.sources import FeedReader, Source, load
@@ -21,6 +21,7 @@ __all__ = [
     "Shares",
     "Source",
     "check_independent",
+    "check_repeatable",
     "input_specs",
     "load",
     "split",

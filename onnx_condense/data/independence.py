@@ -55,13 +55,25 @@ def check_independent(samples: Samples, session: Session, graph: onnx.GraphProto
     first, *others = picked[:, None]
     once, twice = attempt(first), attempt(first)
     if isinstance(once, list) and isinstance(twice, list):
-        _check_repeatable(once, twice, output_names)
+        _check_equal(once, twice, output_names)
     cuttable = isinstance(samples, Rows) and samples.block is None and len(picked) > 1
     joint = attempt(picked) if cuttable else once
     if isinstance(once, ModelError) and isinstance(joint, ModelError):
         raise joint
     if cuttable:
         _check_rows([joint, once, *map(attempt, others)], output_names, _fed(graph))
+
+
+def check_repeatable(samples: Samples, session: Session, graph: onnx.GraphProto) -> None:
+    """The first sample run twice gives the same answers, as far as `check_independent` looks.
+
+    Raises:
+        CalibrationError: it does not: the network is random, or keeps a state. ModelError: it does not run.
+    """
+    names = [o.name for o in graph.output]
+    (batch,) = samples.batches(np.arange(1), 1)
+    once, twice = (runtime.run(session, batch.feed, names) for _ in range(2))
+    _check_equal(once, twice, names)
 
 
 def _fed(graph: onnx.GraphProto) -> frozenset[str]:
@@ -74,10 +86,11 @@ def _fed(graph: onnx.GraphProto) -> frozenset[str]:
     return frozenset(found)
 
 
-def _check_repeatable(once: Sequence[Array], twice: Sequence[Array], names: Sequence[str]) -> None:
+def _check_equal(once: Sequence[Array], twice: Sequence[Array], names: Sequence[str]) -> None:
     for name, first, second in zip(names, once, twice, strict=True):
         if not _agree(first, second):
-            text = f"output '{name}' differs between two runs of one feed: the network is random; remove its random ops"
+            text = f"output '{name}' differs between two runs of one feed: the network is random or keeps a state; "
+            text += "remove such ops"
             raise CalibrationError("calibration-random", text, name)
 
 

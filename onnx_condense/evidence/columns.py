@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +15,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_condense.nodes import MARK
 from onnx_condense.plan import FloatArray
 from onnx_condense.runtime import Array
 
-# Tensors of a network may bear any names, so no fixed one is free: part of every new name is drawn, once per process.
-# None of them is ever written to a file.
-MARK = secrets.token_hex(8)
 OWN = f"moments/{MARK}/"
 PLACES = f"{OWN}places"
 

@@ -16,14 +16,15 @@ from onnx import helper
 
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
-from onnx_condense.evidence.columns import MARK, OWN, Builder, Columns
+from onnx_condense.evidence.columns import OWN, Builder, Columns
+from onnx_condense.nodes import MARK
 from onnx_condense.plan import IntArray, Moments, add_product
 from onnx_condense.runtime import Array, Runtime, release, run
 
 # fp32 sums over more rows than this lose digits; the rest is summed on the host in fp64.
 ROWS = 1024
 
-# What the names of a condensed network begin with beside the dense one; see `columns.MARK`.
+# What the names of a condensed network begin with beside the dense one; see `nodes.MARK`.
 PREFIX = f"condensed/{MARK}/"
 
 

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 
-Status = Literal["condensed", "unchanged", "failed"]
+Status = Literal["condensed", "unchanged", "failed", "verified"]
 Evidence = Literal["samples", "synthetic", "weights"]
+Verdict = Literal["faster", "slower", "no measurable difference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +42,62 @@ class WorstFeature:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorstSample:
+    """One of the samples with the largest errors.
+
+    index: its place in the source that judged, in that source's order.
+    value: the root of its mean squared difference over the spread of the output (a share where elements are counted).
+    """
+
+    index: int
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputError:
-    """Error of one graph output; worst_feature is None where features are not compared."""
+    """Error of one graph output.
+
+    worst_feature: None where features are not compared.
+    interval: of `value`, 99 %, by bootstrap over samples (over groups where there are any).
+    max_abs: largest absolute difference of any element; None unless the output is float.
+    cosine: between both answers to one sample, mean over the samples; None unless the output is float, or where a
+        sample has a single element.
+    agreement: share of equal argmax: along the last axis, of rank 4 and more along axis 1; None as for `cosine`.
+    worst_samples: largest first.
+    """
 
     name: str
     value: float
     worst_feature: WorstFeature | None
+    interval: tuple[float, float]
+    max_abs: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    worst_samples: tuple[WorstSample, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """The same error with both networks as they are served: optimized, on one provider.
+
+    value: the largest output error there.
+    rounding: how far the dense network itself moves from its own answers on the CPU without optimizations; large where
+        a provider computes in TF32 or fp16.
+    bound: what `value` may be there: the tolerance and twice that rounding; None where there is no gate.
+    """
+
+    provider: str
+    value: float
+    rounding: float
+    bound: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class ErrorSummary:
-    """The largest output error on samples that the search did not see.
+    """The largest output error on samples that the search did not see, graph optimizations off.
 
-    tolerance is None where the error was reported but not a gate.
+    tolerance: None where the error was reported but not a gate.
+    served: the same as the networks are served, first on the providers that were asked for, then on further ones.
     """
 
     metric: str
@@ -62,6 +106,15 @@ class ErrorSummary:
     samples: int
     back_offs: int
     outputs: tuple[OutputError, ...]
+    served: tuple[Served, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """A network that the search measured; error: upper 95 % bound on the search share."""
+
+    parameters: int
+    error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +143,12 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Paired timing of both networks: medians in ms, speedup = before / after with its 99 % interval."""
+    """Paired timing of both networks: medians over rounds in ms, speedup = before / after with its 99 % interval.
+
+    rounds: what the medians and the interval are made from: (before, after) in ms, a pair of fresh sessions each, of
+        which the fastest tenth of the runs counts.
+    verdict: faster or slower only where the interval says so.
+    """
 
     provider: str
     threads: int
@@ -99,13 +157,46 @@ class Latency:
     after_ms: float
     speedup: float
     interval: tuple[float, float]
+    rounds: tuple[tuple[float, float], ...] = ()
+    verdict: Verdict = dataclasses.field(init=False)
 
-    @property
-    def verdict(self) -> str:
-        """Faster or slower only where the interval says so."""
-        if self.interval[0] > 1.0:
-            return "faster"
-        return "slower" if self.interval[1] < 1.0 else "no measurable difference"
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        verdict = "faster" if low > 1.0 else "slower" if high < 1.0 else "no measurable difference"
+        object.__setattr__(self, "verdict", verdict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """What loading and one pass at batch 1 take in a fresh process, medians over pairs of processes.
+
+    load_ms: until a session stands, (before, after). peak_mb: most memory resident beyond what the process held before
+    it loaded the network, (before, after), 10^6 bytes.
+    """
+
+    provider: str
+    load_ms: tuple[float, float]
+    peak_mb: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the result comes from, so that it can be made again.
+
+    versions: of Python and the packages that matter, by name. machine: processor, system, cores.
+    command: the command line, or None if it was called from Python.
+    source, result: paths, or None. *_sha256: of the network's file (external weights are files of their own), of the
+    plans in their order; None where there is none, or where the result's weights lie in a file of their own.
+    """
+
+    versions: Mapping[str, str]
+    machine: str
+    command: tuple[str, ...] | None
+    source: str | None
+    source_sha256: str
+    plan_sha256: str | None = None
+    result: str | None = None
+    result_sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +204,7 @@ class SpaceRow:
     """Width of one channel space before and after.
 
     error: predicted relative error at its readers (share of their variance lost, square root), 0 for exact steps.
+    ms: time of the nodes that write and read it in one pass, (before, after), optimizations off; None unless profiled.
     """
 
     name: str
@@ -121,6 +213,7 @@ class SpaceRow:
     before: int
     after: int
     error: float
+    ms: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +231,9 @@ class Report:
 
     macs: multiply-accumulates of one pass, symbolic sizes counted as 1 (a fixed batch as it is).
     coverage: None where nothing was fitted on samples.
-    latency: empty where nothing was timed (unchanged or failed).
+    curve: what the search measured, most parameters first; empty where it did not search.
+    latency: empty where nothing was timed (unchanged or failed); footprint: None where it was not measured.
+    origin: None if it failed.
     evidence: what tells that channels are redundant, or that none is: given samples, drawn inputs (weaker: the error
     holds on such inputs only, or on the verification samples), or the weights alone (for all inputs); None: it failed.
     method: what chose the channels and made the weights; threshold: of condensation, by patterns of names, if given.
@@ -153,12 +248,15 @@ class Report:
     bytes: Change | None = None
     error: ErrorSummary | None = None
     coverage: Coverage | None = None
+    curve: tuple[CurvePoint, ...] = ()
     latency: tuple[Latency, ...] = ()
+    footprint: Footprint | None = None
     spaces: tuple[SpaceRow, ...] = ()
     refusals: tuple[RefusalRow, ...] = ()
     evidence: Evidence | None = None
     method: str = "fit"
     threshold: Mapping[str, float] | None = None
+    origin: Origin | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     schema: int = SCHEMA

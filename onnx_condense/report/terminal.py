@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from onnx_condense.report.data import Change, Coverage, ErrorSummary, Latency, RefusalRow, Report, SpaceRow
+    from onnx_condense.report.data import (
+        Change,
+        Coverage,
+        ErrorSummary,
+        Footprint,
+        Latency,
+        RefusalRow,
+        Report,
+        Served,
+        SpaceRow,
+    )
 
 SPACE_ROWS = 20
 REFUSAL_ROWS = 10
@@ -142,6 +152,9 @@ def closing_line(report: Report, source: Path, target: Path | None) -> str:
         reason = inert(report.reason.text) if report.reason else "nothing can be removed"
         copy = f"{inert(str(target))} is a copy of {inert(str(source))}" if target else "dry run: nothing written"
         return f"unchanged: {reason}; {copy}"
+    if report.status == "verified":
+        result = report.origin.result if report.origin else None
+        return f"verified: {inert(str(result))} stands for {inert(str(source))}: {_gist(report)}"
     return (f"wrote {inert(str(target))}: " if target else "dry run: nothing written; it would have ") + _gist(report)
 
 
@@ -174,10 +187,14 @@ def _space_part(spaces: Sequence[SpaceRow], width: int) -> RenderableType:
         table.add_column(title, no_wrap=True)
     table.add_column("width", no_wrap=True, justify="right")
     table.add_column("error", no_wrap=True, justify="right")
+    profiled = any(row.ms for row in shown)
+    if profiled:
+        table.add_column("ms", no_wrap=True, justify="right")
     for row, *cells in zip(shown, *columns, strict=True):
         change = f"{row.before} -> {row.after:>{digits}}"
         style = "dim" if row.before == row.after else ""
-        table.add_row(*(Text(cell) for cell in cells), Text(change), Text(_predicted(row)), style=style)
+        last = [Text(change), Text(_predicted(row)), *([Text(_spent(row))] if profiled else [])]
+        table.add_row(*(Text(cell) for cell in cells), *last, style=style)
     return Group(table, *_left_out(len(spaces) - len(shown), "space", "spaces"))
 
 
@@ -185,6 +202,10 @@ def _predicted(row: SpaceRow) -> str:
     if row.before == row.after:
         return "-"
     return f"{row.error:.2g}" if row.error else "exact"
+
+
+def _spent(row: SpaceRow) -> str:
+    return f"{_digits(row.ms[0])} -> {_digits(row.ms[1])}" if row.ms else "-"
 
 
 def _fair(needs: Sequence[int], room: int) -> list[int]:
@@ -250,6 +271,8 @@ def _summary_rows(report: Report) -> Iterator[tuple[str, Text]]:
         yield from _error_rows(report.error, report.coverage)
     for latency in report.latency:
         yield f"batch {latency.batch}", _latency_text(latency)
+    if report.footprint:
+        yield "loading", _footprint_text(report.footprint)
     yield from _note_rows(report.notes)
     yield "time", Text(f"{report.seconds:.1f} s")
 
@@ -269,6 +292,10 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
     if error.back_offs:
         facts.append(f"{error.back_offs} steps back" if error.back_offs > 1 else "1 step back")
     yield "error", Text(f"{error.value:.3g}  ({', '.join(facts)})")
+    interval = next((o.interval for o in error.outputs if o.value == error.value), None)
+    if interval and interval[0] < interval[1]:
+        yield "99 % range", Text("{:.3g} to {:.3g}".format(*interval))
+    yield from _served_rows(error)
     features = [(o.worst_feature.value, o.name, o.worst_feature.index) for o in error.outputs if o.worst_feature]
     if not features:
         return
@@ -279,10 +306,32 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
     yield "worst", text
 
 
+def _served_rows(error: ErrorSummary) -> Iterator[tuple[str, Text]]:
+    """As served on the first provider only where that differs; further ones were asked for, so they are told."""
+    for index, served in enumerate(error.served):
+        if index or f"{served.value:.3g}" != f"{error.value:.3g}":
+            yield "as served", Text(f"{served.value:.3g}  ({_provider(served.provider)}{_bound(served)})")
+
+
+def _bound(served: Served) -> str:
+    if served.bound is None:
+        return ""
+    return f"; bound there {served.bound:.3g}, as it rounds by {served.rounding:.2g}"
+
+
+def _provider(name: str) -> str:
+    return inert(name).removesuffix("ExecutionProvider")
+
+
+def _footprint_text(footprint: Footprint) -> Text:
+    (load, loaded), (peak, peaked) = footprint.load_ms, footprint.peak_mb
+    return Text(f"{_digits(load)} -> {_digits(loaded)} ms;  memory {_digits(peak)} -> {_digits(peaked)} MB")
+
+
 def _latency_text(latency: Latency) -> Text:
     low, high = latency.interval
     threads = f", {latency.threads} thread{'s' * (latency.threads > 1)}" if latency.threads else ""
-    provider = inert(latency.provider).removesuffix("ExecutionProvider")
+    provider = _provider(latency.provider)
     text = Text(f"{_digits(latency.before_ms)} -> {_digits(latency.after_ms)} ms  ({latency.speedup:.2f}x")
     text.append(f" [{low:.2f}, {high:.2f}], ").append(
         latency.verdict, style=_VERDICT_STYLES.get(latency.verdict, "dim")

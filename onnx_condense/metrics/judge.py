@@ -17,80 +17,20 @@ import onnx
 
 from onnx_condense.data.samples import Rows, Samples
 from onnx_condense.errors import CalibrationError, ModelError
+from onnx_condense.metrics.details import Pairs, details
+from onnx_condense.metrics.measurement import Measurement, OutputMeasure
 from onnx_condense.plan import FloatArray, IntArray
-from onnx_condense.report.data import OutputError, WorstFeature
+from onnx_condense.report.data import WorstFeature
 from onnx_condense.runtime import Array, Runtime, Session, run
 
 # A feature whose spread is below this share of its magnitude does not vary.
 STILL = 1e-6
 # Features below this share of the largest spread are left out of the worst-feature search.
 SMALL = 0.01
-RESAMPLES = 1000
-# More units than this are resampled in bundles of neighbours: the same spread of a mean, at a fixed cost.
-UNITS = 1000
 
 Sizes = Sequence[int | str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputMeasure:
-    """One output: squared error and squared spread per sample [n], and what single features say.
-
-    still: error of features that do not vary, relative to their magnitude; 0 within STILL.
-    power: error = (sum squared / sum spread) ** power; 1 where `squared` is a share already.
-    """
-
-    name: str
-    squared: FloatArray
-    spread: FloatArray
-    still: float
-    worst: WorstFeature | None
-    power: float = 0.5
-
-    def pooled(self, squared: npt.ArrayLike, spread: npt.ArrayLike) -> FloatArray:
-        """Error from summed squares and spreads (scalars or one per resample)."""
-        squared, spread = np.asarray(squared), np.asarray(spread)
-        # Where nothing varies `still` alone speaks.
-        relative = np.where(spread > 0, squared / np.where(spread > 0, spread, 1.0), 0.0) ** self.power
-        return np.asarray(np.maximum(relative, self.still))
-
-    @property
-    def value(self) -> float:
-        """Error over all samples."""
-        return float(self.pooled(self.squared.sum(), self.spread.sum()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """Error of a network on a set of samples; groups [n]: samples of one group are resampled together."""
-
-    outputs: tuple[OutputMeasure, ...]
-    groups: IntArray
-
-    @property
-    def value(self) -> float:
-        """The largest output error."""
-        return max((o.value for o in self.outputs), default=0.0)
-
-    def upper(self, level: float, seed: int) -> float:
-        """Upper bootstrap bound of `value` over samples (over groups where there are any)."""
-        _, group = np.unique(self.groups, return_inverse=True)
-        count = int(group.max(initial=-1)) + 1
-        if count > UNITS:
-            group, count = group * UNITS // count, UNITS
-        rng = np.random.default_rng(seed)
-        worst = np.zeros(RESAMPLES)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
-        for output in self.outputs:
-            squared = weights @ np.bincount(group, output.squared, count)
-            spread = weights @ np.bincount(group, output.spread, count)
-            worst = np.maximum(worst, output.pooled(squared, spread))
-        # Interpolation between two infinite values would be NaN.
-        return float(np.quantile(worst, level, method="higher"))
-
-    def summary(self) -> tuple[OutputError, ...]:
-        """Per output, for the report."""
-        return tuple(OutputError(o.name, o.value, o.worst) for o in self.outputs)
+Passes = Sequence[tuple[list[Array], IntArray]]
+"""All outputs and the samples that they answer, pass by pass."""
 
 
 class Judge:
@@ -104,6 +44,7 @@ class Judge:
         rows: samples per pass at most.
         shapes: what is known of the outputs' shapes beyond what the network declares, by name.
         optimize: whether ONNX Runtime may optimize the graphs.
+        detailed: whether measurements tell more than the error; see `details`.
 
     Raises:
         CalibrationError: the dense network itself answers with NaN or infinity.
@@ -120,9 +61,11 @@ class Judge:
         *,
         shapes: Mapping[str, Sizes] | None = None,
         optimize: bool = True,
+        detailed: bool = False,
     ) -> None:
         self._samples, self._indices, self._runtime = samples, indices, runtime
         self._rows, self._shapes, self._optimize = rows, shapes or {}, optimize
+        self._detailed = detailed
         session = runtime.session(dense, optimize=optimize)
         self._outputs = session.get_outputs()
         self._block = (samples.block or 1) if isinstance(samples, Rows) else 0
@@ -130,12 +73,13 @@ class Judge:
             if not output.type.startswith("tensor"):
                 text = f"output {output.name} is a {output.type}: only networks with tensor outputs are supported"
                 raise ModelError("output-type", text, output.name)
-        self._dense = list(self._passes(session))
+        self._dense = self._passes(session)
         for i, output in enumerate(self._outputs):
-            if any(y[i].dtype.kind == "f" and not np.isfinite(y[i]).all() for y, _ in self._dense):
+            bad = [int(k) for y, at in self._dense for k in _not_finite(y[i], at)]
+            if bad:
                 raise CalibrationError(
                     "calibration-output",
-                    f"output {output.name} of the network is NaN or infinite on these samples: check the inputs",
+                    f"output {output.name} of the network is NaN or infinite on {_samples(bad)}: check the inputs",
                     output.name,
                 )
 
@@ -144,30 +88,49 @@ class Judge:
         """Whether some output has no elements on any of the samples, so that nothing is judged by it."""
         return any(not any(y[i].size for y, _ in self._dense) for i in range(len(self._outputs)))
 
-    def _passes(self, session: Session) -> list[tuple[list[Array], IntArray]]:
+    def _passes(self, session: Session) -> Passes:
         return [(run(session, b.feed), b.samples) for b in self._samples.batches(self._indices, self._rows)]
 
-    def measure(self, model: onnx.ModelProto) -> Measurement:
+    def measure(self, model: onnx.ModelProto | Path) -> Measurement:
         """Error of a network on the judged samples; infinite where it answers with NaN or infinity."""
-        found = self._passes(self._runtime.session(model, optimize=self._optimize))
+        return self._compared(self._passes(self._runtime.session(model, optimize=self._optimize)))
+
+    def beside(self, other: Judge) -> Measurement:
+        """How far the dense network's answers to another judge of the same samples lie from those to this one."""
+        return self._compared(other._dense)
+
+    def _compared(self, found: Passes) -> Measurement:
         outputs = []
         for i, output in enumerate(self._outputs):
             pairs = [(y[i], y0[i], len(s)) for (y, s), (y0, _) in zip(found, self._dense, strict=True)]
             shapes = (output.shape, self._shapes.get(output.name, ()))
-            outputs.append(_measure(output.name, pairs, shapes, self._block))
+            outputs.append(_measure(output.name, pairs, shapes, self._block, detailed=self._detailed))
         order = np.concatenate([s for _, s in self._dense])
-        return Measurement(tuple(outputs), self._samples.groups[order])
+        return Measurement(tuple(outputs), self._samples.groups[order], order)
 
 
-def _measure(
-    name: str, pairs: Sequence[tuple[Array, Array, int]], shapes: Sequence[Sizes], block: int
-) -> OutputMeasure:
+def _not_finite(value: Array, samples: IntArray) -> IntArray:
+    """Which of the samples of one pass a float answer is NaN or infinite on."""
+    if value.dtype.kind != "f" or (finite := np.isfinite(value)).all():
+        return samples[:0]
+    by_row = value.ndim > 0 and len(value) == len(samples)
+    return samples[~finite.reshape(len(value), -1).all(1)] if by_row else samples
+
+
+def _samples(indices: Sequence[int]) -> str:
+    """Their places in words."""
+    return f"sample {indices[0]}" + (f" and {len(indices) - 1} more" if len(indices) > 1 else "")
+
+
+def _measure(name: str, pairs: Pairs, shapes: Sequence[Sizes], block: int, *, detailed: bool = False) -> OutputMeasure:
     """One output from (found, dense, samples) per pass; shapes and block as for `_Layout`."""
     if pairs[0][1].dtype.kind != "f":
         return _changed(name, pairs)
     count = sum(n for _, _, n in pairs)
-    if any(y.shape != y0.shape or not np.isfinite(y).all() for y, y0, _ in pairs):
-        return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None)
+    shaped_alike = all(y.shape == y0.shape for y, y0, _ in pairs)
+    if not shaped_alike or not all(np.isfinite(y).all() for y, _, _ in pairs):
+        fault = "is NaN or infinite" if shaped_alike else "has another shape"
+        return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None, fault=fault)
     if not any(y0.size for _, y0, _ in pairs):
         return OutputMeasure(name, np.zeros(count), np.zeros(count), 0.0, None)
     layout = _Layout.of(shapes, [(y0, n) for _, y0, n in pairs], block)
@@ -183,7 +146,8 @@ def _measure(
     varies = np.sqrt(own.sum(0) / total) > STILL * magnitude
     still = _still_error(error.sum(0) / total, magnitude, varies)
     worst = _worst(error.sum(0), own.sum(0), varies)
-    return OutputMeasure(name, error[:, varies].sum(1), own[:, varies].sum(1), still, worst)
+    more = details(pairs, shaped) if detailed else None
+    return OutputMeasure(name, error[:, varies].sum(1), own[:, varies].sum(1), still, worst, details=more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +187,7 @@ def _by_sample(sums: FloatArray, samples: int) -> FloatArray:
     return sums if len(sums) == samples else np.repeat(sums / samples, samples, axis=0)
 
 
-def _changed(name: str, pairs: Sequence[tuple[Array, Array, int]]) -> OutputMeasure:
+def _changed(name: str, pairs: Pairs) -> OutputMeasure:
     """Integers, bools and strings: share of changed elements."""
     shares = []
     for y, y0, n in pairs:

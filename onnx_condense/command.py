@@ -1,0 +1,284 @@
+"""What one call of the command does: checks what it may, condenses or proves again, writes and shows.
+
+It owns the paths that it is given (nothing is overwritten by accident, all files or none), the JSON file and progress.
+Heavy packages are imported only once the call is known to be sound, so that usage errors answer at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from onnx_condense.errors import UsageError
+from onnx_condense.goal import batches_of, thresholds_of
+from onnx_condense.paths import check_source, check_writable, put_text, status_of
+from onnx_condense.report.data import Report
+
+PROGRAM = "onnx-condense"
+STDOUT = "-"
+
+Progress = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What the user asked for; field names as the options."""
+
+    source: Path
+    target: Path | None
+    calibration: str | None
+    verification: Path | None
+    tolerance: float | None
+    keep: float | None
+    providers: tuple[str, ...]
+    threads: int
+    json: str | None
+    dry_run: bool
+    seed: int
+    force: bool
+    quiet: bool
+    verbose: bool
+    allow_slower: bool
+    augment: int
+    method: str
+    threshold: tuple[str, ...]
+    also_verify: tuple[str, ...]
+    batch: str
+    verify_only: Path | None
+    report: Path | None
+
+    @property
+    def json_file(self) -> Path | None:
+        """Where the JSON goes if it goes into a file."""
+        return Path(self.json) if self.json is not None and self.json != STDOUT else None
+
+    @property
+    def written(self) -> Path | None:
+        """OUT, if this call writes it."""
+        return None if self.dry_run else self.target
+
+    @property
+    def papers(self) -> dict[str, Path]:
+        """Files that tell what happened, by the option that names them."""
+        named = {"--json": self.json_file, "--report": self.report}
+        return {option: path for option, path in named.items() if path is not None}
+
+
+def run(call: Call) -> None:
+    """All of it, from the checks to what is printed.
+
+    Raises:
+        CondenseError: see `errors`; then no file was written.
+    """
+    _check_options(call)
+    check_source(call.source)
+    _check_weights(call)
+    # Libraries that print to stdout must not spoil JSON that goes there.
+    with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
+        report, condensed = _verified(call, progress) if call.verify_only else _condensed(call, progress)
+    with contextlib.ExitStack() as undo:
+        # First the files that can still be taken back: where one can't be written, none stands.
+        for path, text in _papers(call, report, condensed):
+            _put(path, text)
+            undo.callback(_take_back, path)
+        if call.written is not None:
+            _save(call.written, condensed)
+        undo.pop_all()
+    if call.json == STDOUT:
+        write_json(call, report)
+    if not call.quiet:
+        _show(call, report)
+
+
+def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
+    from onnx_condense import pipeline
+
+    found = pipeline.condense(
+        call.source,
+        calibration=call.calibration,
+        verification=call.verification,
+        tolerance=call.tolerance,
+        keep=call.keep,
+        providers=call.providers,
+        threads=call.threads,
+        seed=call.seed,
+        allow_slower=call.allow_slower,
+        augment=call.augment,
+        method=call.method,
+        threshold=thresholds_of(call.threshold),
+        also_verify=call.also_verify,
+        batches=batches_of(call.batch),
+        footprint=True,
+        profile=call.verbose,
+        dry_run=call.dry_run,
+        progress=progress,
+    )
+    return _with_command(call, found.report), found
+
+
+def _verified(call: Call, progress: Progress | None) -> tuple[Report, None]:
+    from onnx_condense.rechecking import recheck
+
+    assert call.verify_only is not None
+    report = recheck(
+        call.source,
+        call.verify_only,
+        calibration=call.calibration,
+        verification=call.verification,
+        tolerance=call.tolerance,
+        providers=call.providers,
+        threads=call.threads,
+        seed=call.seed,
+        also_verify=call.also_verify,
+        batches=batches_of(call.batch),
+        footprint=True,
+        progress=progress,
+    )
+    return _with_command(call, report), None
+
+
+def _with_command(call: Call, report: Report) -> Report:
+    """With what only the command knows of where it all came from."""
+    assert report.origin is not None
+    command = (PROGRAM, *sys.argv[1:])
+    result = call.verify_only or call.written
+    return dataclasses.replace(
+        report, origin=dataclasses.replace(report.origin, command=command, result=str(result) if result else None)
+    )
+
+
+def _papers(call: Call, report: Report, condensed: Any) -> Iterator[tuple[Path, str]]:
+    """The files that tell what happened, one after the other, with their text."""
+    if call.json_file is not None:
+        yield call.json_file, _as_json(report)
+    if call.report is not None:
+        from onnx_condense.report import html
+        from onnx_condense.report.figures import Figures
+
+        yield call.report, html.page(report, condensed.figures() if condensed else Figures())
+
+
+def _save(path: Path, condensed: Any) -> None:
+    try:
+        condensed.save(path)
+    except OSError as error:
+        raise UsageError("out-write", f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _take_back(path: Path) -> None:
+    """A file that this call wrote; pipes and devices have read it already."""
+    if path.is_file():
+        path.unlink()
+
+
+def _check_options(call: Call) -> None:
+    if call.quiet and call.verbose:
+        raise UsageError("options", "--quiet and --verbose exclude each other")
+    if not call.providers:
+        raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
+    batches_of(call.batch)
+    # Drawn inputs lie in no file; where one has that name it is meant.
+    calibration = None if call.calibration is None else Path(call.calibration)
+    inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification}
+    if call.verify_only is not None:
+        _check_verify_only(call)
+        inputs["--verify-only"] = call.verify_only
+    if call.target is not None:
+        check_writable(call.target, "OUT", inputs)
+        if status_of(call.target, follow=False) is not None and not (call.force or call.dry_run):
+            raise UsageError("out-exists", f"{call.target}: exists; --force overwrites it")
+    taken: dict[str, Path | None] = {**inputs, "OUT": call.target}
+    for option, path in call.papers.items():
+        check_writable(path, option, taken, pipes=True)
+        taken[option] = path
+    if call.report is not None:
+        from onnx_condense.report.needs import missing
+
+        if what := missing():
+            raise UsageError("report", f"--report: {what}")
+
+
+def _check_verify_only(call: Call) -> None:
+    """Nothing is made, so nothing that tells how to make it fits."""
+    made = {
+        "OUT": call.target is not None,
+        "--keep": call.keep is not None,
+        "--augment": bool(call.augment),
+        "--method": call.method != "fit",
+        "--threshold": bool(call.threshold),
+    }
+    if name := next((name for name, given in made.items() if given), ""):
+        raise UsageError("verify-only", f"--verify-only and {name} exclude each other: no network is made")
+    assert call.verify_only is not None
+    check_source(call.verify_only)
+
+
+def _check_weights(call: Call) -> None:
+    """Weights lie in files that only the network names; no output may take the place of one."""
+    from onnx_condense.files import check_target, weights_of
+
+    weights = weights_of(call.source)
+    for name, target in {"OUT": call.target, **call.papers}.items():
+        if target is not None:
+            check_target(target, name, call.target, call.source.parent, weights)
+
+
+def _show(call: Call, report: Report) -> None:
+    from onnx_condense.report.terminal import closing_line, emit, page
+
+    stream = sys.stderr if call.json == STDOUT else sys.stdout
+    color = stream is not None and stream.isatty()
+    width = shutil.get_terminal_size().columns
+    text = page(report, width=width, color=color)
+    emit(f"{text}\n{closing_line(report, call.source, call.written)}\n", stream)
+
+
+def write_json(call: Call, report: Report) -> None:
+    """The report as JSON, to where the call wants it, if it does.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    if call.json_file is not None:
+        _put(call.json_file, _as_json(report))
+    elif call.json is not None:
+        from onnx_condense.report.terminal import emit
+
+        emit(_as_json(report), sys.stdout)
+
+
+def _as_json(report: Report) -> str:
+    data = report.as_dict()
+    ordered = {"schema": data.pop("schema"), **data}
+    return f"{json.dumps(finite(ordered), indent=2, allow_nan=False)}\n"
+
+
+def _put(path: Path, text: str) -> None:
+    try:
+        put_text(Path(os.path.realpath(path)), text)
+    except OSError as error:
+        raise UsageError("json-write", f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def finite(value: Any) -> Any:
+    """The same data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _progress(call: Call) -> contextlib.AbstractContextManager[Progress | None]:
+    """A progress bar on stderr, if a person can see it; log lines would tear it apart."""
+    if call.quiet or call.verbose or sys.stderr is None or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from onnx_condense.report.terminal import progress_bar
+
+    return progress_bar(sys.stderr)

@@ -1,0 +1,484 @@
+"""The rewrite broken on purpose, through the command: every defect is told and nothing is written.
+
+A network that is worse but consistent with its plan is another matter: the tolerance has to say no to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from mlps import Array, Net, normal
+from onnx import helper, numpy_helper
+from typer.testing import CliRunner, Result
+
+from onnx_condense import latency
+from onnx_condense.cli import app
+from onnx_condense.fitting import Fitter
+from onnx_condense.model import Network
+from onnx_condense.plan import ChannelView, IntArray, Plan, ReaderUpdate
+from onnx_condense.report.data import Latency
+from onnx_condense.rewrite import apply_plan
+
+COPIES = 4
+FITTED = ("--calibration", "x.npz", "--tolerance", "0.1")
+MODES: dict[str, tuple[str, ...]] = {
+    "drawn": (),
+    "lossless": ("--calibration", "x.npz", "--tolerance", "0"),
+    "fitted": FITTED,
+}
+
+
+# ---- networks: smooth in few inputs, so that much can be fitted away, with some channels stored twice ----
+
+
+class Planted(Net):
+    """Numbers are drawn in turn; the first rows of hidden weights come twice."""
+
+    rng: np.random.Generator
+
+    def drawn(self, name: str, *shape: int, scale: float = 1.0, twice: bool = True) -> str:
+        """A weight [rows, ...] with its first rows once more, or just as many rows more."""
+        value = self.rng.standard_normal(shape) * scale / math.prod(shape[1:]) ** 0.5
+        return self.weight(name, np.concatenate([value, value[:COPIES]]) if twice else value)
+
+
+def planted(shape: list[int | str]) -> Planted:
+    net = Planted({"x": shape})
+    net.rng = np.random.default_rng(0)
+    return net
+
+
+def dense_layer(net: Planted, tensor: str, i: int, before: int, after: int, out: str = "") -> str:
+    twice = not out
+    W, b = net.drawn(f"W{i}", after, before, twice=twice), net.drawn(f"b{i}", after, scale=0.5, twice=twice)
+    return net.node("Gemm", tensor, W, b, transB=1, out=out)
+
+
+def perceptron() -> onnx.ModelProto:
+    net = planted(["N", 3])
+    h = net.node("Tanh", dense_layer(net, "x", 0, 3, 16))
+    h = net.node("Tanh", dense_layer(net, h, 1, 16 + COPIES, 14))
+    dense_layer(net, h, 2, 14 + COPIES, 2, "y")
+    return net.model({"y": ["N", 2]})
+
+
+def two_heads() -> onnx.ModelProto:
+    net = planted(["N", 3])
+    h = net.node("Tanh", dense_layer(net, "x", 0, 3, 20))
+    for i, name in enumerate("yz"):
+        dense_layer(net, h, i + 1, 20 + COPIES, 2, name)
+    return net.model({"y": ["N", 2], "z": ["N", 2]})
+
+
+def convolutional() -> onnx.ModelProto:
+    net = planted(["N", 1, 6, 6])
+    tensor, before = "x", 1
+    for i, after in enumerate((12, 12)):
+        W, b = net.drawn(f"W{i}", after, before, 3, 3), net.drawn(f"b{i}", after, scale=0.5)
+        tensor = net.node("Relu", net.node("Conv", tensor, W, b))
+        before = after + COPIES
+    tensor = net.node("Flatten", net.node("GlobalAveragePool", tensor))
+    dense_layer(net, tensor, 2, before, 3, "y")
+    return net.model({"y": ["N", 3]})
+
+
+NETWORKS = {"mlp": perceptron, "two outputs": two_heads, "conv": convolutional}
+# Lossless steps on samples differ from those on drawn inputs by what is fed alone.
+RUNS = [(make, mode) for make in NETWORKS for mode in MODES if make == "mlp" or mode != "lossless"]
+
+
+def samples(model: onnx.ModelProto) -> Array:
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    return normal(300, *shape, seed=5)
+
+
+# ---- what breaks a rewrite ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """What the rewrite was given and what it made, before it goes on."""
+
+    network: Network
+    view: ChannelView
+    plan: Plan
+    model: onnx.ModelProto
+
+    def stored(self, beside: int = 0) -> onnx.TensorProto:
+        """The weight of the last reader that the plan changes; beside: operands further on, its bias for one."""
+        operand = self.view.linear[self.plan.updates[-1].use].weight
+        name = self.network.nodes[operand.node].name
+        node = next(n for n in self.model.graph.node if n.name == name)
+        wanted = node.input[operand.position + beside]
+        return next(t for t in self.model.graph.initializer if t.name == wanted)
+
+    def change(self, edit: Callable[[Array], Array], beside: int = 0) -> None:
+        """Break that weight."""
+        tensor = self.stored(beside)
+        value = edit(numpy_helper.to_array(tensor).copy())
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+
+
+def flipped_column(made: Rewrite) -> None:
+    made.change(lambda W: np.concatenate([-W[:, :1], W[:, 1:]], 1))
+
+
+def swapped_columns(made: Rewrite) -> None:
+    made.change(lambda W: W[:, [1, 0, *range(2, W.shape[1])]])
+
+
+def swapped_rows(made: Rewrite) -> None:
+    made.change(lambda W: W[[1, 0, *range(2, len(W))]])
+
+
+def column_of_zeros(made: Rewrite) -> None:
+    made.change(lambda W: np.concatenate([0 * W[:, :1], W[:, 1:]], 1))
+
+
+def wrong_bias(made: Rewrite) -> None:
+    made.change(lambda b: b + np.eye(len(b), dtype=b.dtype)[-1] / 50, beside=1)
+
+
+def forgotten_offset(made: Rewrite) -> None:
+    made.change(lambda b: 0 * b, beside=1)
+
+
+def weight_nan(made: Rewrite) -> None:
+    made.change(lambda W: np.where(np.arange(W.size).reshape(W.shape), W, np.nan).astype(W.dtype))
+
+
+def weight_infinite(made: Rewrite) -> None:
+    made.change(lambda W: np.where(np.arange(W.size).reshape(W.shape), W, np.inf).astype(W.dtype))
+
+
+def swapped_outputs(made: Rewrite) -> None:
+    y, z = (n for n in made.model.graph.node if n.output[0] in "yz")
+    y.output[0], z.output[0] = "z", "y"
+
+
+def lost_activation(made: Rewrite) -> None:
+    """A valid graph without one of its nodes."""
+    at = next(i for i, n in enumerate(made.model.graph.node) if n.op_type in ("Tanh", "Relu"))
+    gone = made.model.graph.node[at]
+    for node in made.model.graph.node:
+        node.input[:] = [gone.input[0] if name == gone.output[0] else name for name in node.input]
+    del made.model.graph.node[at]
+
+
+def lost_node(made: Rewrite) -> None:
+    """No valid graph: what the node made is read."""
+    del made.model.graph.node[0]
+
+
+def lost_weight(made: Rewrite) -> None:
+    made.model.graph.initializer.remove(made.stored())
+
+
+def wrong_width(made: Rewrite) -> None:
+    made.change(lambda W: W[:, 1:])
+
+
+def other_opset(made: Rewrite) -> None:
+    made.model.opset_import[0].version += 1
+
+
+def other_ir(made: Rewrite) -> None:
+    made.model.ir_version += 1
+
+
+def other_domain(made: Rewrite) -> None:
+    made.model.opset_import.append(helper.make_opsetid("com.example", 1))
+
+
+def other_metadata(made: Rewrite) -> None:
+    made.model.metadata_props[0].value = "another"
+
+
+def lost_metadata(made: Rewrite) -> None:
+    del made.model.metadata_props[:]
+
+
+def other_name(made: Rewrite) -> None:
+    made.model.graph.input[0].name = made.model.graph.node[0].input[0] = "other"
+
+
+def fixed_batch(made: Rewrite) -> None:
+    made.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 300
+
+
+def one_output_more(made: Rewrite) -> None:
+    made.model.graph.output.append(helper.make_tensor_value_info(made.model.graph.node[0].output[0], 1, ["N", "M"]))
+
+
+Break = Callable[[Rewrite], None]
+NUMBERS: tuple[Break, ...] = (
+    flipped_column,
+    swapped_columns,
+    swapped_rows,
+    column_of_zeros,
+    wrong_bias,
+    forgotten_offset,
+    weight_nan,
+    weight_infinite,
+    lost_activation,
+)
+INVALID: tuple[Break, ...] = (lost_node, lost_weight, wrong_width)
+SIGNATURE: tuple[Break, ...] = (
+    other_opset,
+    other_ir,
+    other_domain,
+    other_metadata,
+    lost_metadata,
+    other_name,
+    fixed_batch,
+    one_output_more,
+)
+
+
+def broken(patch: pytest.MonkeyPatch, spoil: Break, *, late: bool) -> None:
+    """Every rewrite is spoiled, whoever asks for it; late: only once the search is over."""
+    if late:
+        once_searched(patch, lambda: broken(patch, spoil, late=False))
+        return
+
+    def apply(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelProto:
+        model = apply_plan(network, view, plan)
+        spoil(Rewrite(network, view, plan, model))
+        return model
+
+    for name, module in list(sys.modules.items()):
+        ours = name.startswith("onnx_condense.") and not name.startswith("onnx_condense.rewrite")
+        if ours and "apply_plan" in vars(module):
+            patch.setattr(module, "apply_plan", apply)
+
+
+def once_searched(patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Do something when the search of widths is over."""
+    plain = Fitter.use_all
+
+    def use_all(self: Fitter, search: IntArray) -> None:
+        plain(self, search)
+        then()
+
+    patch.setattr(Fitter, "use_all", use_all)
+
+
+# ---- the command ----
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder; timing is faked, as it takes seconds."""
+
+    def compare(*_: Any, batch: int) -> Latency:
+        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
+
+    monkeypatch.setattr(latency, "compare", compare)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def put(model: onnx.ModelProto) -> None:
+    helper.set_model_props(model, {"author": "somebody"})
+    onnx.save(model, "net.onnx")
+    np.savez("x.npz", x=samples(model))
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "100", "NO_COLOR": "1"})
+
+
+def state() -> dict[str, str]:
+    """What lies in the folder, by content; hidden files too."""
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path.cwd().rglob("*")) if p.is_file()}
+
+
+def assert_defect(code: str, words: str, *options: str) -> None:
+    """Exit 4, one line, nothing written but the JSON that tells it."""
+    Path("slim.onnx").write_bytes(b"what lay there before")
+    before = state()
+    result = call("net.onnx", "slim.onnx", "--force", "--json", "r.json", *options)
+    assert result.exit_code == 4, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("onnx-condense: error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    report = json.loads(Path("r.json").read_text())
+    assert (report["status"], report["reason"]["code"]) == ("failed", code)
+    assert report["reason"]["text"] in result.stderr
+    assert all(report[key] is None for key in ("parameters", "error", "evidence"))
+    Path("r.json").unlink()
+    assert state() == before
+
+
+@pytest.mark.parametrize(("make", "mode"), RUNS)
+def test_unbroken_they_are_written(make: str, mode: str) -> None:
+    """Else nothing below would say anything."""
+    put(NETWORKS[make]())
+    result = call("net.onnx", "slim.onnx", *MODES[mode], "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("r.json").read_text())
+    assert report["status"] == "condensed"
+    assert report["parameters"]["after"] < report["parameters"]["before"]
+    assert Path("slim.onnx").exists()
+
+
+@pytest.mark.parametrize(("make", "mode"), RUNS)
+@pytest.mark.parametrize("spoil", NUMBERS, ids=lambda f: f.__name__)
+def test_wrong_numbers_are_told(monkeypatch: pytest.MonkeyPatch, spoil: Break, make: str, mode: str) -> None:
+    put(NETWORKS[make]())
+    broken(monkeypatch, spoil, late=mode == "fitted")
+    alone = make == "two outputs" and spoil is not lost_activation
+    # Only the reader of the second output is spoiled; a lost activation spoils both.
+    assert_defect("numbers", f"output {'z' if alone else 'y'} of the condensed network", *MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_swapped_outputs_are_told(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    put(two_heads())
+    broken(monkeypatch, swapped_outputs, late=mode == "fitted")
+    assert_defect("numbers", "output y", *MODES[mode])
+
+
+@pytest.mark.parametrize(("make", "mode"), RUNS)
+@pytest.mark.parametrize("spoil", INVALID, ids=lambda f: f.__name__)
+def test_an_invalid_graph_is_told(monkeypatch: pytest.MonkeyPatch, spoil: Break, make: str, mode: str) -> None:
+    put(NETWORKS[make]())
+    broken(monkeypatch, spoil, late=mode == "fitted")
+    assert_defect("invalid-graph", "not valid", *MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spoil", SIGNATURE, ids=lambda f: f.__name__)
+def test_another_signature_is_told(monkeypatch: pytest.MonkeyPatch, spoil: Break, mode: str) -> None:
+    put(perceptron())
+    broken(monkeypatch, spoil, late=mode == "fitted")
+    assert_defect("signature", "than the dense one", *MODES[mode])
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("spoil", [*NUMBERS, *INVALID], ids=lambda f: f.__name__)
+def test_broken_from_the_start_it_is_a_defect(monkeypatch: pytest.MonkeyPatch, spoil: Break, make: str) -> None:
+    """The search must not take errors that are none of the network's for a reason to change nothing."""
+    put(NETWORKS[make]())
+    broken(monkeypatch, spoil, late=False)
+    before = state()
+    result = call("net.onnx", "slim.onnx", *FITTED)
+    assert result.exit_code == 4, result.output
+    assert state() == before
+
+
+# ---- how small an error is found ----
+
+
+def one_column_by(factor: float) -> Break:
+    return lambda made: made.change(lambda W: np.concatenate([W[:, :1] * W.dtype.type(factor), W[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_a_column_off_by_a_millionth_is_told_and_one_off_by_rounding_is_none(
+    monkeypatch: pytest.MonkeyPatch, make: str
+) -> None:
+    put(NETWORKS[make]())
+    with monkeypatch.context() as patch:
+        broken(patch, one_column_by(1 + 1e-6), late=True)
+        assert_defect("weights", "the weight of /", *FITTED)
+    with monkeypatch.context() as patch:
+        broken(patch, one_column_by(1 + 1e-7), late=True)
+        assert call("net.onnx", "slim.onnx", "--force", *FITTED).exit_code == 0
+
+
+# ---- worse, but as planned: for the tolerance to find ----
+
+
+def misfitted(patch: pytest.MonkeyPatch, spoil: Callable[[Array], Array], times: int) -> None:
+    """So many plans made after the search get other weights than least squares gives; the rewrite follows them."""
+    plain = Fitter.plan
+    left = times
+
+    def planned(self: Fitter, widths: Sequence[int], *, sequential: bool) -> tuple[Plan, onnx.ModelProto]:
+        nonlocal left
+        plan, model = plain(self, widths, sequential=sequential)
+        if not left:
+            return plan, model
+        left -= 1
+        *others, last = plan.updates
+        worse = ReaderUpdate(last.use, spoil(last.weight), last.offset)
+        plan = dataclasses.replace(plan, updates=(*others, worse))
+        return plan, apply_plan(self.network, self.view, plan)
+
+    once_searched(patch, lambda: patch.setattr(Fitter, "plan", planned))
+
+
+MISFITS: dict[str, Callable[[Array], Array]] = {
+    "too large": lambda W: 1.5 * W,
+    "a column too many": lambda W: W + 0.5 * np.roll(W, 1, axis=1) * (W != 0),
+    "nothing": lambda W: 0 * W,
+    "NaN": lambda W: np.where(W != 0, np.nan, W),
+    "infinite": lambda W: np.where(W != 0, np.inf, W),
+}
+
+
+def error_of(path: str) -> float:
+    """Relative error of a written network on all samples, the largest over the outputs."""
+    x = np.load("x.npz")["x"]
+    dense, other = (ort.InferenceSession(name).run(None, {"x": x}) for name in ("net.onnx", path))
+    return max(
+        float(np.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean(0)) ** 2).sum()))
+        for y, y0 in zip(other, dense, strict=True)
+    )
+
+
+@pytest.mark.parametrize("make", ["mlp", "two outputs"])
+@pytest.mark.parametrize("misfit", ["too large", "a column too many"])
+def test_a_worse_fit_backs_off(monkeypatch: pytest.MonkeyPatch, misfit: str, make: str) -> None:
+    put(NETWORKS[make]())
+    misfitted(monkeypatch, MISFITS[misfit], 1)
+    result = call("net.onnx", "slim.onnx", *FITTED, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("r.json").read_text())
+    assert (report["status"], report["evidence"]) == ("condensed", "samples")
+    assert report["error"]["back_offs"] >= 1
+    assert report["error"]["value"] <= 0.1
+    assert error_of("slim.onnx") < 0.13
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_where_every_fit_is_worse_none_is_written(monkeypatch: pytest.MonkeyPatch, misfit: str, make: str) -> None:
+    put(NETWORKS[make]())
+    misfitted(monkeypatch, MISFITS[misfit], -1)
+    result = call("net.onnx", "slim.onnx", *FITTED, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("r.json").read_text())
+    # What the weights prove may still go, where that leaves widths that run well.
+    assert report["status"] == "unchanged" or report["evidence"] == "weights"
+    assert error_of("slim.onnx") < 1e-5
+
+
+# ---- names ----
+
+
+def test_tensors_of_any_names_are_proved() -> None:
+    """What the proof puts in must not meet a name of the network's own, like those that it once used."""
+    model = perceptron()
+    names = {"gemm_0": "masked/gemm_2", "tanh_1": "masked/weight_1", "tanh_3": "masked/offset_2", "W1": "masked/bias_1"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    put(model)
+    for options in MODES.values():
+        assert call("net.onnx", "slim.onnx", "--force", *options).exit_code == 0

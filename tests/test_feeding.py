@@ -1,0 +1,60 @@
+"""Which batches are timed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_condense.data import InputSpec, Samples, load
+from onnx_condense.errors import UsageError
+from onnx_condense.feeding import LATENCY_BATCH, timed_feeds
+
+FREE = (InputSpec("x", np.dtype(np.float32), ("batch", 3)),)
+FIXED = (InputSpec("x", np.dtype(np.float32), (4, 3)),)
+
+
+def rows(count: int, specs: tuple[InputSpec, ...] = FREE) -> Samples:
+    """Samples whose rows all differ."""
+    return load({"x": np.arange(3.0 * count, dtype="f4").reshape(count, 3)}, specs)
+
+
+def heights(samples: Samples, indices: list[int], batches: list[int]) -> list[int]:
+    return [len(feed["x"]) for feed in timed_feeds(samples, np.array(indices), batches)]
+
+
+def test_one_sample_and_a_larger_batch_where_nothing_is_asked_for() -> None:
+    samples = rows(400)
+    assert [len(f["x"]) for f in timed_feeds(samples, np.arange(400))] == [1, LATENCY_BATCH]
+    assert [len(f["x"]) for f in timed_feeds(samples, np.arange(5))] == [1, 5]
+
+
+def test_exactly_the_batches_asked_for() -> None:
+    assert heights(rows(10), list(range(10)), [7, 2, 7]) == [7, 2]
+
+
+def test_samples_are_repeated_to_fill_a_batch() -> None:
+    (feed,) = timed_feeds(rows(10), np.array([8, 2, 5]), [7])
+    assert (feed["x"][:, 0] / 3).tolist() == [8, 2, 5, 8, 2, 5, 8]
+
+
+def test_a_fixed_number_of_rows_is_the_only_one() -> None:
+    samples = rows(12, FIXED)
+    (feed,) = timed_feeds(samples, np.array([1, 2]), [4])
+    assert (feed["x"][:, 0] / 3).tolist() == [4, 5, 6, 7]
+    with pytest.raises(UsageError, match=r"--batch 8: the network takes 4 rows at a time.*give --batch 4") as caught:
+        timed_feeds(samples, np.array([1, 2]), [4, 8])
+    assert caught.value.code == "batch"
+
+
+def test_whole_feeds_are_not_cut() -> None:
+    samples = load([{"x": np.ones((2, 3), "f4")}, {"x": np.zeros((5, 3), "f4")}], FREE)
+    assert not samples.sliced
+    assert [len(f["x"]) for f in timed_feeds(samples, np.array([1]))] == [5]
+    with pytest.raises(UsageError, match="--batch 2: the samples are whole feeds") as caught:
+        timed_feeds(samples, np.array([0, 1]), [2])
+    assert caught.value.code == "batch"
+
+
+def test_a_batch_has_rows() -> None:
+    with pytest.raises(UsageError, match="--batch 0: give one or more"):
+        timed_feeds(rows(3), np.arange(3), [1, 0])
