@@ -226,7 +226,7 @@ def test_a_network_that_was_really_condensed() -> None:
     first = numpy_helper.to_array(dense.graph.initializer[0]).copy()
     first[:, 2] = 0.0
     dense.graph.initializer[0].CopyFrom(numpy_helper.from_array(first, "w0"))
-    result = condense(dense, threads=1)
+    result = condense(dense, threads=1, allow_slower=True)
     assert [n.op_type for n in result.model.graph.node] == ["MatMul", "Sigmoid", "MatMul", "Add"]
     network = model.load(dense)
     after = result.model.SerializeToString()

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,6 +95,8 @@ def schema() -> Json:
     """
     made = _tidied(TypeAdapter(data.Report).json_schema(mode="serialization", schema_generator=_Generator))
     parts = {"Report": made, **made["$defs"]}
+    for name, part in parts.items():
+        _add_derived(getattr(data, name), part)
     told = {name: _described(getattr(data, name)) for name in parts}
     for name, (about, fields) in told.items():
         parts[name]["description"] = _sentence(about)
@@ -106,6 +109,15 @@ def schema() -> Json:
     made["description"] = f"{' '.join(INTRO.split())} {made['description']}"
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Report of onnx-condense"}
     return {**head, **made, "$defs": dict(sorted(made["$defs"].items()))}
+
+
+def _add_derived(kind: type, part: Json) -> None:
+    """Fields that follow from others (`init=False`) are written too, but pydantic leaves them out."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            part["properties"][field.name] = TypeAdapter(hints[field.name]).json_schema(schema_generator=_Generator)
+            part["required"].append(field.name)
 
 
 def _described(kind: type) -> tuple[str, dict[str, str]]:
