@@ -17,7 +17,7 @@ from typing import Any
 
 from onnx_condense.errors import UsageError
 from onnx_condense.goal import batches_of, thresholds_of
-from onnx_condense.paths import check_source, check_writable, put_text, status_of
+from onnx_condense.paths import check_source, check_writable, ready, status_of
 from onnx_condense.report.data import Report
 
 PROGRAM = "onnx-condense"
@@ -64,6 +64,11 @@ class Call:
         return None if self.dry_run else self.target
 
     @property
+    def tells(self) -> bool:
+        """Whether anybody gets to see what is measured for the report alone."""
+        return not self.quiet or self.json is not None or self.report is not None
+
+    @property
     def papers(self) -> dict[str, Path]:
         """Files that tell what happened, by the option that names them."""
         named = {"--json": self.json_file, "--report": self.report}
@@ -82,14 +87,13 @@ def run(call: Call) -> None:
     # Libraries that print to stdout must not spoil JSON that goes there.
     with _progress(call) as progress, contextlib.redirect_stdout(sys.stderr):
         report, condensed = _verified(call, progress) if call.verify_only else _condensed(call, progress)
-    with contextlib.ExitStack() as undo:
-        # First the files that can still be taken back: where one can't be written, none stands.
-        for path, text in _papers(call, report, condensed):
-            _put(path, text)
-            undo.callback(_take_back, path)
+    with contextlib.ExitStack() as beside:
+        # Where one of them can't be written, none stands, and what stood there before still does.
+        puts = [_ready(path, text, beside) for path, text in _papers(call, report, condensed)]
         if call.written is not None:
             _save(call.written, condensed)
-        undo.pop_all()
+        for put in puts:
+            put()
     if call.json == STDOUT:
         write_json(call, report)
     if not call.quiet:
@@ -114,7 +118,7 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
         threshold=thresholds_of(call.threshold),
         also_verify=call.also_verify,
         batches=batches_of(call.batch),
-        footprint=True,
+        footprint=call.tells,
         profile=call.verbose,
         dry_run=call.dry_run,
         progress=progress,
@@ -137,7 +141,7 @@ def _verified(call: Call, progress: Progress | None) -> tuple[Report, None]:
         seed=call.seed,
         also_verify=call.also_verify,
         batches=batches_of(call.batch),
-        footprint=True,
+        footprint=call.tells,
         progress=progress,
     )
     return _with_command(call, report), None
@@ -169,12 +173,6 @@ def _save(path: Path, condensed: Any) -> None:
         condensed.save(path)
     except OSError as error:
         raise UsageError("out-write", f"{path}: can't be written: {error.strerror or error}") from error
-
-
-def _take_back(path: Path) -> None:
-    """A file that this call wrote; pipes and devices have read it already."""
-    if path.is_file():
-        path.unlink()
 
 
 def _check_options(call: Call) -> None:
@@ -212,6 +210,8 @@ def _check_verify_only(call: Call) -> None:
         "--augment": bool(call.augment),
         "--method": call.method != "fit",
         "--threshold": bool(call.threshold),
+        "--allow-slower": call.allow_slower,
+        "--force": call.force,
     }
     if name := next((name for name, given in made.items() if given), ""):
         raise UsageError("verify-only", f"--verify-only and {name} exclude each other: no network is made")
@@ -223,10 +223,12 @@ def _check_weights(call: Call) -> None:
     """Weights lie in files that only the network names; no output may take the place of one."""
     from onnx_condense.files import check_target, weights_of
 
-    weights = weights_of(call.source)
-    for name, target in {"OUT": call.target, **call.papers}.items():
-        if target is not None:
-            check_target(target, name, call.target, call.source.parent, weights)
+    networks = {"IN": call.source, "CONDENSED": call.verify_only}
+    for whose, network in networks.items():
+        weights = weights_of(network) if network else ()
+        for name, target in {"OUT": call.target, **call.papers}.items():
+            if network and target:
+                check_target(target, name, call.target, network.parent, weights, whose)
 
 
 def _show(call: Call, report: Report) -> None:
@@ -246,7 +248,8 @@ def write_json(call: Call, report: Report) -> None:
         UsageError: it can't be written.
     """
     if call.json_file is not None:
-        _put(call.json_file, _as_json(report))
+        with contextlib.ExitStack() as beside:
+            _ready(call.json_file, _as_json(report), beside)()
     elif call.json is not None:
         from onnx_condense.report.terminal import emit
 
@@ -259,9 +262,22 @@ def _as_json(report: Report) -> str:
     return f"{json.dumps(finite(ordered), indent=2, allow_nan=False)}\n"
 
 
-def _put(path: Path, text: str) -> None:
+def _ready(path: Path, text: str, beside: contextlib.ExitStack) -> Callable[[], None]:
+    """Write the text beside its place; what comes back puts it there, links are followed."""
+    with _writing(path):
+        put = beside.enter_context(ready(Path(os.path.realpath(path)), text))
+
+    def named() -> None:
+        with _writing(path):
+            put()
+
+    return named
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        put_text(Path(os.path.realpath(path)), text)
+        yield
     except OSError as error:
         raise UsageError("json-write", f"{path}: can't be written: {error.strerror or error}") from error
 

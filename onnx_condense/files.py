@@ -72,7 +72,9 @@ def copy_unchanged(network: Network, path: Path) -> None:
         undo.pop_all()
 
 
-def check_target(target: Path, name: str, out: Path | None, folder: Path, weights: Sequence[str]) -> None:
+def check_target(
+    target: Path, name: str, out: Path | None, folder: Path, weights: Sequence[str], whose: str = "IN"
+) -> None:
     """See that no weights are in the way of a file that is going to be written.
 
     Args:
@@ -81,13 +83,14 @@ def check_target(target: Path, name: str, out: Path | None, folder: Path, weight
         out: where the network goes; an unchanged one takes its weights along.
         folder: the folder of the network that is read.
         weights: locations of its weights in there.
+        whose: how messages name that network.
 
     Raises:
         UsageError: the file is one of the weights, or would be one of those that go along.
     """
     for location in weights:
         if same_file(target, folder / location):
-            raise UsageError("same-file", f"{target}: {name} is the file of IN's weights; name another one")
+            raise UsageError("same-file", f"{target}: {name} is the file of {whose}'s weights; name another one")
         if out is not None and same_file(target, out.parent / location):
             text = f"{target}: {name} has the name of the weights that lie beside OUT; name another one"
             raise UsageError("same-file", text)

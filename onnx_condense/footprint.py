@@ -105,7 +105,9 @@ def _apart(interpreter: str, job: str) -> Taken:
     # -P: modules of ours that lie beside the script must not hide those of the standard library.
     command = [interpreter, "-P", sessions.__file__]
     try:
-        done = subprocess.run(command, input=job, capture_output=True, text=True, check=False, timeout=LIMIT_S)  # noqa: S603 - this interpreter, a script of ours
+        done = subprocess.run(  # noqa: S603 - this interpreter, a script of ours
+            command, input=job, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=LIMIT_S
+        )
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"the network was not loaded and run within {LIMIT_S:g} s") from error
     except OSError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onnx_condense.errors import ModelError, UsageError
@@ -60,14 +62,19 @@ def check_source(source: Path) -> None:
         raise ModelError("model-unreadable", f"{source}: can't be read: no permission")
 
 
-def put_text(path: Path, text: str) -> None:
-    """Write so that nobody ever reads half a file; a pipe or device is written to directly."""
+@contextlib.contextmanager
+def ready(path: Path, text: str) -> Iterator[Callable[[], object]]:
+    """A text on the disk beside its place; what is yielded puts it there, so that nobody ever reads half a file.
+
+    What stood there stays until then, and for good where that is not called. A pipe or device is written to at once.
+    """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
+        yield lambda: None
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        yield lambda: temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -215,6 +215,9 @@ class _Run:
             self.notes.append(f"load time and memory were not measured: {footprint.text}")
             footprint = None
         spent = self.prover.spent(self.view, candidate.model, proof) if self.goal.profile else {}
+        if isinstance(spent, Reason):
+            self.notes.append(f"what each space takes was not measured: {spent.text}")
+            spent = {}
         report = condensed_report(
             self.network,
             self.view,

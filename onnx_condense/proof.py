@@ -25,7 +25,7 @@ from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.model import Network, inlined, serialized
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.report.data import Footprint, Latency, Reason, Served
-from onnx_condense.runtime import CPU, Feed, Runtime
+from onnx_condense.runtime import CPU, Feed, Runtime, first_line
 from onnx_condense.verify import check_graph, check_numbers
 
 # So many samples show whether the rewrite did what its plan says.
@@ -113,7 +113,7 @@ class Prover:
     Args:
         network: the dense one.
         runtime: as the user asked for.
-        further: providers to prove and time it on as well.
+        further: providers to prove and time it on as well; one that is named again counts once.
         batches: samples per pass to time; empty: one, and a larger batch where the network takes one.
 
     Attributes:
@@ -128,11 +128,12 @@ class Prover:
     ) -> None:
         self._network, self._batches = network, batches
         self.dense: Path | onnx.ModelProto = network.path or inlined(network)
-        self._served = [runtime, *(self._on(provider, runtime.threads) for provider in further)]
+        others = [self._on(provider, runtime.threads) for provider in dict.fromkeys(further)]
+        self._served = [runtime, *(other for other in others if other.providers[0] != runtime.providers[0])]
         self._plain = self._exact(runtime)
 
     def _on(self, provider: str, threads: int) -> Runtime:
-        runtime = Runtime((provider, *CPU), threads, option="--also-verify")
+        runtime = Runtime(tuple(dict.fromkeys((provider, *CPU))), threads, option="--also-verify")
         # ONNX Runtime goes on silently on the CPU where a provider can't start.
         try:
             used = runtime.session(self.dense).get_providers()[0]
@@ -240,10 +241,17 @@ class Prover:
         before, after = self._files(model)
         return footprint.measure(before, after, proof.single, self._served[0])
 
-    def spent(self, view: ChannelView, model: onnx.ModelProto, proof: Proof) -> Mapping[str, tuple[float, float]]:
-        """What each space takes of one pass, in ms, before and after."""
+    def spent(
+        self, view: ChannelView, model: onnx.ModelProto, proof: Proof
+    ) -> Mapping[str, tuple[float, float]] | Reason:
+        """What each space takes of one pass, in ms, before and after, or why it could not be measured."""
         before, after = self._files(model)
-        return profiled.spent(before, after, self._network, view, proof.timed[-1][1], self._served[0])
+        try:
+            return profiled.spent(before, after, self._network, view, proof.timed[-1][1], self._served[0])
+        except ModelError as error:
+            return Reason("profile", error.text)
+        except (OSError, ValueError) as error:
+            return Reason("profile", f"the profile could not be written or read: {first_line(error)}")
 
     def _files(self, model: onnx.ModelProto) -> tuple[Path | bytes, bytes]:
         return self.dense if isinstance(self.dense, Path) else serialized(self.dense), serialized(model)

@@ -33,7 +33,7 @@ class Provenance:
     """What a condensed network says of itself, as it stands in its metadata behind PREFIX.
 
     version: of this package. source_sha256: see `source_digest`. plan_sha256: see `plan_digest`.
-    error: as verified, three digits. tolerance: what it had to stay within; "" where it was no gate.
+    error: as verified, three digits; "0" of exact steps. tolerance: what it had to stay within; "" if it was no gate.
     """
 
     version: str
@@ -60,7 +60,9 @@ class Provenance:
 def provenance(source_sha256: str, plans: Sequence[Plan], error: float, tolerance: float | None) -> Provenance:
     """Of a network that plans have made of a source."""
     gate = "" if tolerance is None else f"{tolerance:g}"
-    return Provenance(__version__, source_sha256, plan_digest(plans), f"{error:.3g}", gate)
+    # What exact steps change is rounding, whose digits are the processor's.
+    told = "0" if all(plan.kind == "lossless" for plan in plans) else f"{error:.3g}"
+    return Provenance(__version__, source_sha256, plan_digest(plans), told, gate)
 
 
 def source_digest(network: Network) -> str:

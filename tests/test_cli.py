@@ -384,6 +384,14 @@ def test_json_that_can_not_be_written_after_all(fake: FakePipeline, monkeypatch:
     assert result.stderr.count("onnx-condense: error: ") == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "footprint"), [([], True), (["--quiet"], False), (["--quiet", "--json", "r.json"], True)]
+)
+def test_what_nobody_sees_is_not_measured(fake: FakePipeline, arguments: list[str], footprint: bool) -> None:
+    call("net.onnx", "slim.onnx", *arguments)
+    assert fake.calls[0]["footprint"] is footprint
+
+
 def test_quiet_prints_nothing(fake: FakePipeline) -> None:
     result = call("net.onnx", "slim.onnx", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
@@ -587,3 +595,17 @@ def test_json_does_not_tell_of_a_file_that_could_not_be_written(fake: FakePipeli
     assert_one_line(call("net.onnx", "slim.onnx", "--json", "r.json"), 2, "slim.onnx", "No space left")
     assert not Path("slim.onnx").exists()
     assert not Path("r.json").exists()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_report_that_stood_there_stays_where_out_fails(fake: FakePipeline, link: bool) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    fake.save_action = full
+    Path("old.json").write_text("earlier", encoding="utf-8")
+    if link:
+        Path("r.json").symlink_to("old.json")
+    assert call("net.onnx", "slim.onnx", "--json", "r.json" if link else "old.json").exit_code == 2
+    assert Path("old.json").read_text(encoding="utf-8") == "earlier"
+    assert {p.name for p in Path().iterdir()} == {"net.onnx", "old.json", *({"r.json"} if link else ())}

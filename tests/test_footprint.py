@@ -245,6 +245,7 @@ def test_a_frozen_program_is_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> 
         ("echo '[1, 2]'", "said nothing that can be read"),
         ("echo '{\"seconds\": 1}'", "said nothing that can be read"),
         ("echo of memory >&2; exit 3", "ended with 3: of memory"),
+        ("printf '\\377\\n' >&2; exit 3", "ended with 3: \ufffd"),
         # Beside the script lie modules named like some of the standard library (select).
         ('echo "$1" >&2; exit 3', "ended with 3: -P"),
     ],

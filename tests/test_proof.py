@@ -11,9 +11,9 @@ import pytest
 from mlps import mlp, normal, plant_copies
 from onnx import helper
 
-from onnx_condense import condense, latency, proof, verify
+from onnx_condense import condense, latency, profiled, proof, verify
 from onnx_condense.data import input_specs, load
-from onnx_condense.errors import CalibrationError, UsageError
+from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics import Judge, Measurement, OutputMeasure
 from onnx_condense.model import Network
 from onnx_condense.proof import SIDES, Proved, Prover, Setting
@@ -162,6 +162,13 @@ def test_a_further_provider_is_proved_and_timed(timed: list[tuple[str, int, int]
     assert timed == [(p, n, n) for p in (CPU[0], AZURE) for n in (1, 80)]
 
 
+def test_a_provider_that_is_named_again_is_proved_once(timed: list[tuple[str, int, int]]) -> None:
+    found = condense(mlp(), calibration=X, tolerance=0.05, threads=1, also_verify=[AZURE, CPU[0], AZURE])
+    assert found.report.error is not None
+    assert [s.provider for s in found.report.error.served] == [CPU[0], AZURE]
+    assert timed == [(p, n, n) for p in (CPU[0], AZURE) for n in (1, 80)]
+
+
 def test_slower_on_a_further_provider_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     def compare(_: Any, __: Any, ___: Any, runtime: Runtime, *, batch: int) -> Latency:
         speedup = 0.5 if runtime.providers[0] == AZURE else 2.0
@@ -284,3 +291,16 @@ def test_the_plan_is_checked_where_sums_are_exact(monkeypatch: pytest.MonkeyPatc
     assert set(seen) == {CPU}
     assert found.report.error is not None
     assert [s.provider for s in found.report.error.served] == [AZURE]
+
+
+@pytest.mark.usefixtures("timed")
+@pytest.mark.parametrize("error", [ModelError("runtime", "no room"), OSError(28, "no room"), ValueError("no room")])
+def test_a_profile_that_fails_throws_no_result_away(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(profiled, "spent", failing)
+    found = condense(mlp(), calibration=X, tolerance=0.05, threads=1, profile=True).report
+    assert found.status == "condensed"
+    assert any("no room" in note for note in found.notes)
+    assert all(row.ms is None for row in found.spaces)

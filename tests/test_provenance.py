@@ -92,6 +92,15 @@ def test_the_metadata_tell_source_plan_error_and_tolerance(tmp_path: Path) -> No
     assert origin.versions["onnxruntime"]
 
 
+def test_exact_steps_stamp_no_rounding() -> None:
+    found = condense(plant_copies(mlp((3, 12, 10, 2)), 0, 5), threads=1)
+    told = Provenance.of(found.model)
+    assert found.report.error is not None
+    assert found.report.error.value > 0
+    assert told is not None
+    assert (told.error, told.tolerance) == ("0", "0")
+
+
 def test_an_unchanged_network_gets_none_but_the_report_names_it() -> None:
     dense = mlp()
     found = condense(dense, threads=1)

@@ -355,3 +355,20 @@ def test_the_command_ends_in_4_where_it_is_off() -> None:
 def test_drawn_inputs_have_no_batches_to_choose() -> None:
     with pytest.raises(UsageError, match="--batch needs --calibration or --verification"):
         recheck("wide.onnx", "slim.onnx", batches=[4])
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_no_report_takes_the_place_of_the_condensed_networks_weights(folder: Path, option: str) -> None:
+    onnx.save(onnx.load("net.onnx"), "slim.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    before = Path("w.data").read_bytes()
+    result = call("net.onnx", "--verify-only", "slim.onnx", "--calibration", "x.npz", option, "w.data")
+    assert result.exit_code == 2
+    assert "the file of CONDENSED's weights" in result.stderr
+    assert (folder / "w.data").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--force", "--allow-slower"])
+def test_options_about_writing_do_not_go_with_verify_only(option: str) -> None:
+    result = call("net.onnx", "--verify-only", "net.onnx", option)
+    assert result.exit_code == 2
+    assert option in result.stderr
