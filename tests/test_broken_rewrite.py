@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +21,10 @@ from mlps import Array, Net, normal
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from onnx_condense import latency
 from onnx_condense.cli import app
 from onnx_condense.fitting import Fitter
 from onnx_condense.model import Network
 from onnx_condense.plan import ChannelView, IntArray, Plan, ReaderUpdate
-from onnx_condense.report.data import Latency
 from onnx_condense.rewrite import apply_plan
 
 COPIES = 4
@@ -277,14 +274,12 @@ def once_searched(patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
 # ---- the command ----
 
 
+pytestmark = pytest.mark.usefixtures("quick_timing")
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder; timing is faked, as it takes seconds."""
-
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
+    """A working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -19,9 +19,7 @@ from mlps import mlp, normal, plant_copies
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from onnx_condense import latency
 from onnx_condense.cli import app
-from onnx_condense.report.data import Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,14 +29,12 @@ if TYPE_CHECKING:
 X = normal(300, 3)
 
 
+pytestmark = pytest.mark.usefixtures("quick_timing")
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a network and samples; timing is faked, as it takes seconds."""
-
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
+    """A working folder with a network and samples."""
     monkeypatch.chdir(tmp_path)
     onnx.save(mlp(), "net.onnx")
     np.savez("x.npz", x=X)

@@ -5,28 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from mlps import mlp, normal, plant_copies
 
-from onnx_condense import __version__, condense, latency
+from onnx_condense import __version__, condense
 from onnx_condense.model import load, serialized
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
 from onnx_condense.provenance import Provenance, plan_digest, source_digest
-from onnx_condense.report.data import Latency
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing is faked, as it takes seconds and may say no."""
-
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
+pytestmark = pytest.mark.usefixtures("quick_timing")
 
 
 def sha(*parts: bytes) -> str:

@@ -16,25 +16,23 @@ from mlps import Array, mlp, normal, plant_copies
 from onnx import numpy_helper
 from typer.testing import CliRunner, Result
 
-from onnx_condense import condense, latency, proof
+from onnx_condense import condense, proof
 from onnx_condense.cli import app
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
 from onnx_condense.rechecking import DRAWN, NO_PROVENANCE, NOT_COMPARED, SAME, SHARE, recheck
-from onnx_condense.report.data import Latency, Reason, Report
+from onnx_condense.report.data import Reason, Report
 from onnx_condense.synthetic import NOTE
 
 X = normal(300, 3)
 TOLERANCE = 0.05
 
 
+pytestmark = pytest.mark.usefixtures("quick_timing")
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with networks and samples; timing is faked, as it takes seconds."""
-
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
+    """A working folder with networks and samples."""
     monkeypatch.chdir(tmp_path)
     onnx.save(mlp(), "net.onnx")
     onnx.save(plant_copies(mlp(), 0, 8), "wide.onnx")

@@ -19,11 +19,9 @@ import pytest
 from mlps import mlp, normal, plant_copies
 from typer.testing import CliRunner
 
-from onnx_condense import latency
 from onnx_condense.cli import app
 from onnx_condense.command import finite
 from onnx_condense.report import data
-from onnx_condense.report.data import Latency
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = resources.files("onnx_condense.report") / "schema.json"
@@ -112,14 +110,12 @@ def test_a_field_that_nothing_describes_is_no_schema(tool: ModuleType, monkeypat
 # ---- what real runs write ----
 
 
+pytestmark = pytest.mark.usefixtures("quick_timing")
+
+
 @pytest.fixture
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and samples; timing is faked, as it takes seconds."""
-
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
+    """Networks and samples."""
     monkeypatch.chdir(tmp_path)
     onnx.save(mlp(), "net.onnx")
     onnx.save(plant_copies(mlp(), 0, 8), "wide.onnx")
