@@ -28,6 +28,12 @@ GROWTH = 1.1
 # What the first back-off gives up beyond the excess it saw; each further one gives up twice as much.
 BACK_OFF = 0.01
 HUGE = 1e100
+# Where nothing was seen (no answer flipped) the next guess is at so many times the predicted error.
+JUMP = 4.0
+
+Saving = Callable[[Sequence[int], int, int], int]
+Worth = Callable[[Sequence[int], int, int], float]
+"""What narrowing saves, and what that is worth: of (widths, space, new width)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +87,10 @@ class Point:
 def greedy_path(
     curves: Sequence[SpaceCurve],
     total: int,
-    saving: Callable[[Sequence[int], int, int], int],
+    saving: Saving,
     start: Sequence[int] | None = None,
     frozen: AbstractSet[int] = frozenset(),
+    worth: Worth | None = None,
 ) -> list[Point]:
     """Stops from dense to as small as can be; each narrows one space by one step.
 
@@ -93,13 +100,14 @@ def greedy_path(
         saving: parameters saved by (widths, space, new width); see `cost.WidthCosts.saving`.
         start: widths to start from instead of the dense ones.
         frozen: spaces that keep theirs.
+        worth: what a step is worth, of the same arguments; None: the parameters that it saves.
     """
     predicted = [c.predicted() for c in curves]
     widths = [c.width for c in curves] if start is None else list(start)
     squared = [float(p[c.width - w]) for p, c, w in zip(predicted, curves, widths, strict=True)]
     path = [Point(tuple(widths), math.sqrt(sum(squared)), total)]
     while True:
-        best = _best_step(curves, predicted, widths, squared, saving, frozen)
+        best = _best_step(curves, predicted, widths, squared, saving, frozen, worth or saving)
         if best is None:
             return path
         space, width, saved = best
@@ -113,8 +121,9 @@ def _best_step(
     predicted: Sequence[FloatArray],
     widths: Sequence[int],
     squared: Sequence[float],
-    saving: Callable[[Sequence[int], int, int], int],
+    saving: Saving,
     frozen: AbstractSet[int],
+    worth: Worth,
 ) -> tuple[int, int, int] | None:
     best, rate = None, -1.0
     for i, curve in enumerate(curves):
@@ -123,14 +132,14 @@ def _best_step(
         step = max(1, round(STEP * widths[i]))
         while widths[i] > curve.least:
             width = curve.narrower(widths[i], step)
-            saved = saving(widths, i, width)
-            if saved > 0:
+            gain = worth(widths, i, width)
+            if gain > 0:
                 added = float(predicted[i][curve.width - width]) - squared[i]
-                new = saved / max(added, np.finfo(np.float64).tiny ** 0.5)
+                new = gain / max(added, np.finfo(np.float64).tiny ** 0.5)
                 if new > rate:
-                    best, rate = (i, width, saved), new
+                    best, rate = (i, width, saving(widths, i, width)), new
             # The first cut of a shared weight may cost a copy that only a wider one pays back.
-            if saved > 0 or width == curve.least:
+            if gain > 0 or width == curve.least:
                 break
             step *= 2
     return best
@@ -185,6 +194,8 @@ def _guess(path: Sequence[Point], tolerance: float, low: tuple[int, float], high
         if error_near > 0.0 and math.isfinite(error_far):
             part = math.log(aim / error_near) / math.log(error_far / error_near)
         target = predicted_near * (predicted_far / predicted_near) ** min(max(part, 0.2), 0.8)
+    elif near and error_near == 0.0:
+        target = predicted_near * JUMP
     elif near:
         target = predicted_near * min(aim / max(error_near, tiny), HUGE) * growth
     elif far < len(path):

@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from onnx_condense.aim import Aim
+from onnx_condense.bounds import Bounds
 from onnx_condense.budget import Point, back_off
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import Samples
 from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.front import largest_error
 from onnx_condense.goal import Goal
+from onnx_condense.grid import Grid
+from onnx_condense.held import NOTHING, Held
 from onnx_condense.methods import narrower
 from onnx_condense.metrics import Judge
 from onnx_condense.model import Network
+from onnx_condense.narrowed import Narrower
 from onnx_condense.outcome import Candidate, too_little
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proof import Proof, Prover
+from onnx_condense.reuse import Reuse
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
-from onnx_condense.spaces import find_spaces
 from onnx_condense.verify import rounding_level
-from onnx_condense.widths import Narrower, Widths, better_refit, width_multiple
+from onnx_condense.widths import Widths, better_refit
+from onnx_condense.yardstick import RELATIVE
 
 # Exact merges of several layers in a row may differ by this many times the rounding of one evaluation.
 EXACT = 64
 # In half precision that would allow anything.
 LARGEST_ROUNDING = 0.01
+# Networks that are timed in full where time is limited.
+TIMINGS = 4
 
 Progress = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    """A path that was found, and what its stops are made and judged with.
+
+    furthest: the last stop that the search share allows. staged: whether refits go stage by stage.
+    """
+
+    fitter: Narrower
+    path: tuple[Point, ...]
+    furthest: int
+    staged: bool
+    exact: Candidate | None
+    proof: Proof
 
 
 class Maker:
@@ -38,19 +62,30 @@ class Maker:
 
     Args:
         network, view: what is condensed. goal: what was asked for. prover, runtime: how it is judged and run.
-        progress: called with a stage and the share of the work done.
+        progress: called with a stage and the share of the work done. held: what the user wants left alone.
 
     Attributes:
         notes: remarks for the user, in order of appearance.
+        front: what was made for the front, if one was asked for.
     """
 
     def __init__(
-        self, network: Network, view: ChannelView, goal: Goal, prover: Prover, runtime: Runtime, progress: Progress
+        self,
+        network: Network,
+        view: ChannelView,
+        goal: Goal,
+        prover: Prover,
+        runtime: Runtime,
+        progress: Progress,
+        held: Held = NOTHING,
     ) -> None:
-        self.network, self.view, self.goal = network, view, goal
+        self.network, self.view, self.goal, self.held = network, view, goal, held
         self.prover, self.runtime, self.progress = prover, runtime, progress
         self.notes: list[str] = []
+        self.front: list[Candidate] = []
         self.parameters = count_parameters(network.proto)
+        self.bounds = Bounds(goal, network)
+        self.grid = Grid(goal.multiple_of if isinstance(goal.multiple_of, int) else None)
 
     def exact(self, plan: Plan, proof: Proof) -> Iterator[Candidate]:
         """The lossless step, then one that keeps a few redundant channels: it is only made if the first is slower."""
@@ -63,8 +98,14 @@ class Maker:
 
     def aligned_plan(self) -> Plan:
         """The lossless plan that leaves widths which run well."""
-        multiples = {s.name: width_multiple(self.network, self.view, s) for s in self.view.spaces}
-        return lossless_plan(self.network, self.view, multiples)
+        return self.grid.exact(self.network, self.view, self._lossless_plan)
+
+    def lossless_plan(self) -> Plan:
+        """What the weights prove redundant, but for what is held."""
+        return self.aligned_plan() if self.grid.strict else self._lossless_plan()
+
+    def _lossless_plan(self, multiples: Mapping[str, int] | None = None) -> Plan:
+        return lossless_plan(self.network, self.view, multiples, self.held.least(self.view))
 
     def lossless(self, plan: Plan, proof: Proof) -> Candidate | None:
         """The lossless step, proved on the samples; None where nothing can go."""
@@ -76,28 +117,23 @@ class Maker:
             return None
         self.prover.check(self.network, self.view, plan, condensed, proof)
         proved = proof.measure(condensed)
-        bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING, self.goal.tolerance or math.inf)
-        if proved.excess(bound) > 1.0:
+        # Exact is what rounding explains, in relative error, however much another metric allows.
+        bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING)
+        plain = self.goal.lossless or (self.goal.metric == RELATIVE and not self.goal.tolerances)
+        bound = min(bound, self.goal.tolerance or math.inf) if plain else bound
+        if proved.exact.excess(bound) > 1.0 or (not plain and proved.excess(self.goal.gate) > 1.0):
             self.notes.append(
-                f"exact merges were given back: they changed the outputs by {proved.worst(bound)}, "
+                f"exact merges were given back: they changed the outputs by {proved.exact.worst(bound)}, "
                 f"more than rounding explains or the tolerance allows ({bound:.1e})"
             )
             return None
-        return Candidate(condensed, (plan,), proved, gate=bound)
+        return Candidate(condensed, (plan,), proved, gate=bound if plain else self.goal.tolerance)
 
     def fitted(
         self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
     ) -> Candidate | None:
         """Condensation by the method asked for, on top of the lossless step; None where nothing more can go."""
-        network = Network(exact.model) if exact else self.network
-        view = find_spaces(network) if exact else self.view
-        self.progress("collecting moments", 0.1)
-        if self.goal.augment:
-            fit = variants_of(fit, len(samples), self.goal.augment)
-            samples = augmented(samples, self.goal.augment, self.goal.seed)
-            self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
-        fitter, notes = narrower(self.goal, network, view, samples, (fit, search), self.runtime)
-        self.notes += notes
+        fitter = self._narrower(exact, samples, fit, search)
         if not fitter.spaces:
             return None
         self._try_rewrite(fitter, proof)
@@ -112,14 +148,54 @@ class Maker:
             done += 0.04
             self.progress("searching widths", min(done, 0.75))
 
-        wanted = (self.goal.keep or 0.0) * self.parameters
-        widths = Widths(fitter, hunter, self.goal, wanted, measuring)
+        aim = Aim(fitter, self.bounds, lambda model: self.bounds.pace.lacking(self.prover.glance(model, proof)))
+        widths = Widths(fitter, hunter, self.goal, aim, measuring, self.grid)
         path, at = widths.find()
         staged = at > 0 and widths.staged(path[at].widths)
+        ahead = widths.front(largest_error(self.goal.tolerance)) if self.goal.front else []
         self.progress("refitting", 0.75)
         fitter.use_all(search)
-        found = self._within(fitter, path, at, staged, exact, proof)
+        route = _Route(fitter, tuple(path), max(at, widths.furthest), staged, exact, proof)
+        found = self._in_time(route, aim, at) if self.bounds.pace.timed else self._within(route, at)[0]
+        for stop in ahead:
+            self.progress("making the front", 0.88)
+            self.front.append(self._proved(fitter, stop.widths, widths.staged(stop.widths), exact, 0, proof))
         return found and dataclasses.replace(found, curve=widths.curve)
+
+    def _narrower(
+        self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, reuse: Reuse | None = None
+    ) -> Narrower:
+        """What narrows the network, or what the lossless step made of it, by the method asked for or a saved plan."""
+        network = Network(exact.model) if exact else self.network
+        view = self.held.view(network) if exact else self.view
+        self.progress("collecting moments", 0.1)
+        if self.goal.augment:
+            fit = variants_of(fit, len(samples), self.goal.augment)
+            samples = augmented(samples, self.goal.augment, self.goal.seed)
+            self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
+        choices = reuse.choices(view, exact.plans[0] if exact else None) if reuse else None
+        fitter, notes = narrower(self.goal, network, view, samples, (fit, search), self.runtime, self.held, choices)
+        fitter.eliminations = self.held.cut(view, fitter.spaces, fitter.eliminations)
+        self.notes += notes
+        return fitter
+
+    def reused(
+        self, reuse: Reuse, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
+    ) -> Candidate:
+        """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by.
+
+        Raises:
+            BudgetError: it is not within the tolerance.
+        """
+        fitter = self._narrower(exact, samples, fit, search, reuse)
+        self.notes += reuse.told_anew(fitter.anew)
+        widths = [s.width - len(e.order) for s, e in zip(fitter.spaces, fitter.eliminations, strict=True)]
+        self.progress("refitting", 0.75)
+        fitter.use_all(search)
+        found = self._proved(fitter, widths, reuse.staged, exact, 0, proof)
+        if found.proved.excess(self.goal.gate) > 1.0:
+            raise BudgetError("plan", reuse.missed(found.proved.worst(self.goal.gate), self.goal))
+        return dataclasses.replace(found, plans=(*found.plans[:-1], reuse.told(found.plans[-1], found.names)))
 
     def _try_rewrite(self, fitter: Narrower, proof: Proof) -> None:
         """See that narrow networks are what their plans say, before the search takes what it measures for their error.
@@ -133,30 +209,40 @@ class Maker:
             plan, model = fitter.plan(widths, sequential=False)
             self.prover.check(fitter.network, fitter.view, plan, model, proof)
 
-    def _within(
-        self,
-        fitter: Narrower,
-        path: Sequence[Point],
-        at: int,
-        staged: bool,
-        exact: Candidate | None,
-        proof: Proof,
-    ) -> Candidate | None:
-        """The first candidate from a stop back towards the dense network that stays within the goal."""
+    def _within(self, route: _Route, at: int) -> tuple[Candidate | None, int]:
+        """The first candidate from a stop back towards the dense network that stays within the tolerance; its stop."""
         back_offs = 0
         while at > 0:
             self.progress("verifying", 0.85)
-            found = self._proved(fitter, path[at].widths, staged, exact, back_offs, proof)
+            widths = route.path[at].widths
+            found = self._proved(route.fitter, widths, route.staged, route.exact, back_offs, route.proof)
             excess = found.proved.excess(self.goal.gate)
             if excess <= 1.0:
-                little = too_little(fitter.network, found, self.goal)
+                little = too_little(route.fitter.network, found, self.goal)
                 self.notes += [little] if little else []
-                return None if little else found
+                return (None if little else found), at
             if fault := found.proved.measured.fault:
                 self.notes.append(f"a narrower network was given back: {fault} on samples that judge")
             back_offs += 1
-            at = back_off(path, at, excess, back_offs)
-        return None
+            at = back_off(route.path, at, excess, back_offs)
+        return None, 0
+
+    def _in_time(self, route: _Route, aim: Aim, at: int) -> Candidate | None:
+        """The first candidate that also meets the limits on time for sure; the fastest one where none does."""
+        tried: list[tuple[float, Candidate]] = []
+        for _ in range(TIMINGS):
+            found, at = self._within(route, at)
+            if found is None:
+                break
+            self.progress("timing", 0.87)
+            timings = self.prover.time(found.model, route.proof)
+            lacking = self.bounds.pace.lacking(timings, sure=True)
+            tried.append((lacking, dataclasses.replace(found, latency=tuple(timings))))
+            # What verification gave back was narrower already.
+            if lacking <= 1.0 or found.back_offs or at >= route.furthest:
+                break
+            at = aim.narrower(route.path, at, route.furthest, lacking)
+        return min(tried, key=lambda pair: pair[0], default=(0.0, None))[1]
 
     def _at_threshold(self, fitter: Narrower, hunter: Judge, search: IntArray, proof: Proof) -> Candidate | None:
         """What a threshold merges, no less and no more; None where that saves nothing.
@@ -173,7 +259,7 @@ class Maker:
         self.progress("verifying", 0.85)
         found = self._proved(fitter, widths, staged, None, 0, proof)
         if found.proved.excess(self.goal.gate) > 1.0:
-            gate = "any bound" if self.goal.tolerance is None else f"--tolerance {self.goal.tolerance}"
+            gate = "any bound" if self.goal.tolerance is None else f"--tolerance {self.goal.said}"
             error = found.proved.worst(self.goal.gate)
             text = f"--threshold gives an error of {error}, above {gate}: give a larger threshold"
             raise BudgetError("threshold", text)
@@ -196,4 +282,5 @@ class Maker:
         old = {s.writers: s.name for s in self.view.spaces}
         names = {s.name: old.get(s.writers, s.name) for s in fitter.view.spaces}
         rows = {names.get(name, name): count for name, count in fitter.rows_per_channel(widths).items()}
-        return Candidate(condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, names, rows)
+        found = Candidate(condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, names, rows)
+        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None)

@@ -21,6 +21,7 @@ from onnx_condense.errors import CondenseError, UsageError
 from onnx_condense.report.data import Reason, Report
 
 EXIT_INTERNAL = 70
+OPERANDS = {"source": "IN", "target": "OUT"}
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 JSON_ON_EXIT = (1, 3, 4)
@@ -55,7 +56,10 @@ def _show_version(value: bool) -> None:
 
 @app.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 def main(  # noqa: PLR0913  # the signature is the command line
-    source: Annotated[Path, typer.Argument(metavar="IN", readable=False, help="The trained network; never touched.")],
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Argument(metavar="IN", readable=False, help="The trained network; never touched.")
+    ] = None,
     target: Annotated[
         Path | None,
         typer.Argument(metavar="OUT", readable=False, help="The condensed network; left away: report only."),
@@ -72,10 +76,36 @@ def main(  # noqa: PLR0913  # the signature is the command line
         typer.Option(metavar="PATH", readable=False, help="Inputs to verify on, not a share of --calibration."),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(metavar="X", help="Largest relative error; default 0.01, lossless without data.")
+        list[str] | None,
+        typer.Option(metavar="[GLOB=]X", help="Largest error, also by output; default 0.01, lossless without data."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of errors: relative (default), per-feature, max-abs, agreement.")
     ] = None,
     keep: Annotated[
         float | None, typer.Option(metavar="X", help="Instead: share of the parameters to keep, between 0 and 1.")
+    ] = None,
+    max_parameters: Annotated[
+        str | None, typer.Option(metavar="N", help="Or: parameters to have at most; 250k, 1.5M and 2G are numbers too.")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="N", help="Or: multiply-accumulates of one pass to have at most.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="N", help="Or: bytes of OUT at most, weights beside it included.")
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(metavar="MS", help="Or: ms of one pass, of every batch that is timed (--batch).")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(metavar="X", help="Or: X times as fast as IN, at every batch that is timed.")
+    ] = None,
+    multiple_of: Annotated[
+        str | None, typer.Option(metavar="N", help="Narrowed widths are multiples of N; auto: of what runs well here.")
+    ] = None,
+    front: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", readable=False, help="Write networks of other sizes too, into a new folder."),
     ] = None,
     providers: Annotated[
         str, typer.Option(metavar="NAMES", help="ONNX Runtime's fallback order, separated by commas.")
@@ -113,6 +143,31 @@ def main(  # noqa: PLR0913  # the signature is the command line
     batch: Annotated[
         str, typer.Option(metavar="N,...", help="Samples per pass to time; default 1 and 256, if the network takes it.")
     ] = "",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Touch only these layers, by node, weight or space; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave all channels of these layers; repeatable.")
+    ] = None,
+    min_width: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="No layer gets narrower than N channels.")
+    ] = None,
+    max_cut: Annotated[
+        float | None, typer.Option(metavar="X", help="No layer loses more than this share of its channels.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Search nothing: which channels go is in this saved plan."),
+    ] = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Save which channels stay, to be reviewed and used again."),
+    ] = None,
+    compare_plans: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Print what two saved plans do differently, and nothing else."),
+    ] = None,
     verify_only: Annotated[
         Path | None,
         typer.Option(metavar="CONDENSED", readable=False, help="Write no network: repeat the proof for this one."),
@@ -132,17 +187,29 @@ def main(  # noqa: PLR0913  # the signature is the command line
     Exit codes: 0 done (also when nothing can go), 1 bad input file, 2 usage, 3 size or tolerance not reachable, 4
     verification found a defect, 70 internal error, 130 and 143 interrupted.
     """
+    if compare_plans is not None:
+        raise typer.Exit(_compared(context, compare_plans))
+    if source is None:
+        context.fail("Missing argument 'IN'.")
     call = Call(
         source=source,
         target=target,
         calibration=calibration,
         verification=verification,
-        tolerance=tolerance,
+        tolerance=tuple(tolerance or ()),
+        metric=metric,
         keep=keep,
+        max_parameters=max_parameters,
+        max_macs=max_macs,
+        max_bytes=max_bytes,
+        max_latency=max_latency,
+        speedup=speedup,
+        multiple_of=multiple_of,
+        front=front,
         providers=tuple(name.strip() for name in providers.split(",") if name.strip()),
         threads=threads or 0,
         json=json,
-        dry_run=dry_run or target is None,
+        dry_run=dry_run or (target is None and front is None),
         seed=seed,
         force=force,
         quiet=quiet,
@@ -153,10 +220,37 @@ def main(  # noqa: PLR0913  # the signature is the command line
         threshold=tuple(threshold or ()),
         also_verify=tuple(also_verify or ()),
         batch=batch,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        min_width=min_width,
+        max_cut=max_cut,
+        plan=plan,
+        save_plan=save_plan,
         verify_only=verify_only,
         report=report,
     )
     raise typer.Exit(_guarded(call))
+
+
+def _compared(context: typer.Context, plans: tuple[Path, Path]) -> int:
+    """Print what two plans do differently; the exit code."""
+    from onnx_condense.plans import compare, load_plan
+    from onnx_condense.report.terminal import emit, inert
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    named = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if other := next((name for name in named if name != "compare_plans"), None):
+        option = OPERANDS.get(other, "--" + other.replace("_", "-"))
+        _complain(f"--compare-plans and {option} exclude each other: nothing but the two plans is read")
+        return UsageError.exit_code
+    try:
+        one, two = map(load_plan, plans)
+        for line in compare(one, two, (str(plans[0]), str(plans[1]))):
+            emit(f"{inert(line)}\n", sys.stdout)
+    except UsageError as error:
+        _complain(error.text)
+        return error.exit_code
+    return 0
 
 
 def _guarded(call: Call) -> int:

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from onnx_condense.control import Control
 from onnx_condense.errors import UsageError
 from onnx_condense.goal import batches_of, thresholds_of
-from onnx_condense.paths import check_source, check_writable, ready, status_of
+from onnx_condense.limits import Limits, count_of, multiple_of
+from onnx_condense.paths import check_new_folder, check_source, check_writable, ready, same_file, status_of
 from onnx_condense.report.data import Report
+from onnx_condense.yardstick import RELATIVE, tolerances_of, wish_for
 
 PROGRAM = "onnx-condense"
 STDOUT = "-"
+NO_TOLERANCE = "--plan and --metric need --tolerance: that of the plan is in its own metric"
 
 Progress = Callable[[str, float], None]
 
@@ -34,8 +38,16 @@ class Call:
     target: Path | None
     calibration: str | None
     verification: Path | None
-    tolerance: float | None
+    tolerance: tuple[str, ...]
+    metric: str | None
     keep: float | None
+    max_parameters: str | None
+    max_macs: str | None
+    max_bytes: str | None
+    max_latency: float | None
+    speedup: float | None
+    multiple_of: str | None
+    front: Path | None
     providers: tuple[str, ...]
     threads: int
     json: str | None
@@ -50,8 +62,25 @@ class Call:
     threshold: tuple[str, ...]
     also_verify: tuple[str, ...]
     batch: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    min_width: int | None
+    max_cut: float | None
+    plan: Path | None
+    save_plan: Path | None
     verify_only: Path | None
     report: Path | None
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits on size and speed beside `keep`, by name.
+
+        Raises:
+            UsageError: one of them is no number.
+        """
+        counts = {name: getattr(self, name) for name in ("max_parameters", "max_macs", "max_bytes")}
+        counts = {name: count_of(f"--{name.replace('_', '-')}", text) for name, text in counts.items()}
+        return {**counts, "max_latency": self.max_latency, "speedup": self.speedup}
 
     @property
     def json_file(self) -> Path | None:
@@ -71,7 +100,7 @@ class Call:
     @property
     def papers(self) -> dict[str, Path]:
         """Files that tell what happened, by the option that names them."""
-        named = {"--json": self.json_file, "--report": self.report}
+        named = {"--json": self.json_file, "--report": self.report, "--save-plan": self.save_plan}
         return {option: path for option, path in named.items() if path is not None}
 
 
@@ -90,14 +119,20 @@ def run(call: Call) -> None:
     with contextlib.ExitStack() as beside:
         # Where one of them can't be written, none stands, and what stood there before still does.
         puts = [_ready(path, text, beside) for path, text in _papers(call, report, condensed)]
-        if call.written is not None:
-            _save(call.written, condensed)
+        with contextlib.ExitStack() as undo:
+            if call.front is not None and not call.dry_run:
+                _save_front(call.front, call.source.stem, condensed)
+                undo.callback(shutil.rmtree, call.front, ignore_errors=True)
+            if call.written is not None:
+                _save(call.written, condensed)
+            undo.pop_all()
         for put in puts:
             put()
     if call.json == STDOUT:
         write_json(call, report)
     if not call.quiet:
-        _show(call, report)
+        made = condensed.front if condensed and call.front and not call.dry_run else ()
+        _show(call, report, len(made))
 
 
 def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
@@ -107,8 +142,12 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
         call.source,
         calibration=call.calibration,
         verification=call.verification,
-        tolerance=call.tolerance,
+        tolerance=tolerances_of(call.tolerance),
+        metric=RELATIVE if call.metric is None else call.metric,
         keep=call.keep,
+        **call.limits,
+        multiple_of=multiple_of(call.multiple_of),
+        front=call.front is not None,
         providers=call.providers,
         threads=call.threads,
         seed=call.seed,
@@ -116,6 +155,11 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
         augment=call.augment,
         method=call.method,
         threshold=thresholds_of(call.threshold),
+        include=call.include,
+        exclude=call.exclude,
+        min_width=call.min_width,
+        max_cut=call.max_cut,
+        plan=call.plan,
         also_verify=call.also_verify,
         batches=batches_of(call.batch),
         footprint=call.tells,
@@ -135,7 +179,8 @@ def _verified(call: Call, progress: Progress | None) -> tuple[Report, None]:
         call.verify_only,
         calibration=call.calibration,
         verification=call.verification,
-        tolerance=call.tolerance,
+        tolerance=tolerances_of(call.tolerance),
+        metric=call.metric,
         providers=call.providers,
         threads=call.threads,
         seed=call.seed,
@@ -161,6 +206,8 @@ def _papers(call: Call, report: Report, condensed: Any) -> Iterator[tuple[Path, 
     """The files that tell what happened, one after the other, with their text."""
     if call.json_file is not None:
         yield call.json_file, _as_json(report)
+    if call.save_plan is not None:
+        yield call.save_plan, condensed.planned().text()
     if call.report is not None:
         from onnx_condense.report import html
         from onnx_condense.report.figures import Figures
@@ -175,15 +222,25 @@ def _save(path: Path, condensed: Any) -> None:
         raise UsageError("out-write", f"{path}: can't be written: {error.strerror or error}") from error
 
 
+def _save_front(folder: Path, name: str, condensed: Any) -> None:
+    from onnx_condense.front import save_front
+
+    save_front(condensed, name, folder)
+
+
 def _check_options(call: Call) -> None:
     if call.quiet and call.verbose:
         raise UsageError("options", "--quiet and --verbose exclude each other")
     if not call.providers:
         raise UsageError("provider", "--providers: name at least one, for example CPUExecutionProvider")
     batches_of(call.batch)
+    if call.plan is not None and call.metric is not None and not call.tolerance:
+        raise UsageError("metric", NO_TOLERANCE)
+    _check_sizes(call)
+    wish_for(tolerances_of(call.tolerance), RELATIVE if call.metric is None else call.metric)
     # Drawn inputs lie in no file; where one has that name it is meant.
     calibration = None if call.calibration is None else Path(call.calibration)
-    inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification}
+    inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification, "--plan": call.plan}
     if call.verify_only is not None:
         _check_verify_only(call)
         inputs["--verify-only"] = call.verify_only
@@ -195,6 +252,7 @@ def _check_options(call: Call) -> None:
     for option, path in call.papers.items():
         check_writable(path, option, taken, pipes=True)
         taken[option] = path
+    _check_beside_front(call)
     if call.report is not None:
         from onnx_condense.report.needs import missing
 
@@ -202,14 +260,35 @@ def _check_options(call: Call) -> None:
             raise UsageError("report", f"--report: {what}")
 
 
+def _check_sizes(call: Call) -> None:
+    Limits(**call.limits).check()
+    if multiple_of(call.multiple_of) == 0:
+        raise UsageError("multiple-of", "--multiple-of 0: give a number of at least 1, or auto")
+    if call.front is not None:
+        check_new_folder(call.front, "--front")
+
+
+def _check_beside_front(call: Call) -> None:
+    """The folder of the front takes the place of an empty one, so nothing else may be put into it before."""
+    for name, path in {"OUT": call.target, **call.papers}.items():
+        if call.front and path and (same_file(path, call.front) or same_file(path.parent, call.front)):
+            raise UsageError("same-file", f"{path}: {name} lies in the folder of --front; name another one")
+
+
 def _check_verify_only(call: Call) -> None:
     """Nothing is made, so nothing that tells how to make it fits."""
     made = {
         "OUT": call.target is not None,
         "--keep": call.keep is not None,
+        **dict.fromkeys(Limits(**call.limits).given(), True),
+        "--multiple-of": call.multiple_of is not None,
+        "--front": call.front is not None,
         "--augment": bool(call.augment),
         "--method": call.method != "fit",
         "--threshold": bool(call.threshold),
+        "--plan": call.plan is not None,
+        "--save-plan": call.save_plan is not None,
+        **dict.fromkeys(Control(call.include, call.exclude, call.min_width, call.max_cut).given(), True),
         "--allow-slower": call.allow_slower,
         "--force": call.force,
     }
@@ -231,14 +310,17 @@ def _check_weights(call: Call) -> None:
                 check_target(target, name, call.target, network.parent, weights, whose)
 
 
-def _show(call: Call, report: Report) -> None:
-    from onnx_condense.report.terminal import closing_line, emit, page
+def _show(call: Call, report: Report, made: int) -> None:
+    from onnx_condense.report.terminal import closing_line, emit, inert, page
 
     stream = sys.stderr if call.json == STDOUT else sys.stdout
     color = stream is not None and stream.isatty()
     width = shutil.get_terminal_size().columns
     text = page(report, width=width, color=color)
-    emit(f"{text}\n{closing_line(report, call.source, call.written)}\n", stream)
+    closing = [closing_line(report, call.source, call.written)] if call.target or call.dry_run else []
+    if call.front is not None and not call.dry_run:
+        closing.append(f"wrote {made} network{'s' * (made != 1)} of the front to {inert(str(call.front))}")
+    emit("\n".join([text, *closing, ""]), stream)
 
 
 def write_json(call: Call, report: Report) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnx_condense.external import byte_count
 from onnx_condense.model import Network
 from onnx_condense.ops import macs
 from onnx_condense.plan import PINNED, ChannelView, IntArray
+from onnx_condense.shapes import Shape
 
 # Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
 _LEARNED = {
@@ -60,19 +62,37 @@ def _attribute_elements(attribute: onnx.AttributeProto) -> int:
     return {"value_float": 1, "value_floats": len(attribute.floats)}.get(attribute.name, 0)
 
 
+def bytes_per_parameter(proto: onnx.ModelProto) -> float:
+    """How many bytes one of the learned numbers takes, on average over the initializers of the main graph."""
+    learned = [t for t in proto.graph.initializer if t.data_type in _LEARNED]
+    return sum(byte_count(t) for t in learned) / max(sum(math.prod(t.dims) for t in learned), 1)
+
+
 def count_macs(network: Network) -> int:
     """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is)."""
+    shapes = known_shapes(network)
+    return sum(node_macs(node, shapes_around(node, shapes)) for node in network.proto.graph.node)
+
+
+def known_shapes(network: Network) -> dict[str, Shape]:
+    """Shapes of all tensors, stored ones too."""
     shapes, proto = dict(network.shapes), network.proto
     shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
-    total = 0
-    for node in proto.graph.node:
-        attributes = {a.name: a.i for a in node.attribute}
-        first, second = (shapes.get(name) for name in (*node.input, "", "")[:2])
-        total += macs.of_node(node.op_type, attributes, (first, second, shapes.get(node.output[0])))
-    return total
+    return shapes
+
+
+def shapes_around(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> macs.Shapes:
+    """Of the first two operands and the result of a node: what makes its count."""
+    first, second = (*node.input, "", "")[:2]
+    return shapes.get(first), shapes.get(second), shapes.get(node.output[0])
+
+
+def node_macs(node: onnx.NodeProto, around: macs.Shapes) -> int:
+    """Multiply-accumulates of one node; around: see `shapes_around`."""
+    return macs.of_node(node.op_type, {a.name: a.i for a in node.attribute}, around)
 
 
 NO_READER = 0

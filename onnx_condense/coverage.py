@@ -50,13 +50,14 @@ def covered(
     indices = seen(fit, proof.count)
     known = prover.judge(samples, indices).measure(fitted.model)
     found = summary(samples, indices, known, fitted.rows)
+    found = dataclasses.replace(found, seen=found.seen * fitted.proved.unit)
     return dataclasses.replace(fitted, coverage=found), notes(found, known, fitted.proved.value, seed)
 
 
 def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> list[str]:
     """Warnings, in words, where unseen samples come off much worse than seen ones, or a fit had few rows."""
     found = []
-    if unseen > APART * known.upper(CONFIDENCE, seed):
+    if unseen > APART * known.cautious(CONFIDENCE, seed):
         what = "groups" if coverage.grouped else "samples"
         more = f"{unseen / known.value:.1f} times" if known.value else "far above"
         found.append(

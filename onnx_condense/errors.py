@@ -5,7 +5,7 @@ CondenseError                 what the user sees as one line; carries the exit c
 │   ├── ModelError            the network
 │   └── CalibrationError      the samples
 ├── UsageError        exit 2  a wrong option value, options that exclude each other, an OUT that can't be written
-├── BudgetError       exit 3  a size that can't be reached, a threshold that misses the tolerance
+├── BudgetError       exit 3  a size or speed that can't be reached, a threshold that misses the tolerance
 └── DefectError       exit 4  the rewritten graph disagrees with its plan: our defect, nothing is written
 """
 
@@ -51,7 +51,7 @@ class UsageError(CondenseError):
 
 
 class BudgetError(CondenseError):
-    """The size asked for can't be reached, or the channels to merge by a threshold cost more than the tolerance."""
+    """A size or speed can't be reached, or the channels to merge by a threshold cost more than the tolerance."""
 
     exit_code = 3
 

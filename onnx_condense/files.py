@@ -33,6 +33,8 @@ SMALLEST = 1024
 # Large tensors start on a page, so that they can be mapped into memory; others on a cache line.
 LARGE, PAGE, LINE = 2**20, 4096, 64
 DIGITS = 8
+# The longest name that file systems take, with what else says where a tensor lies.
+REFERENCE = 255 + 128
 
 
 def save_condensed(model: onnx.ModelProto, source: Network, path: Path) -> None:
@@ -53,6 +55,23 @@ def save_condensed(model: onnx.ModelProto, source: Network, path: Path) -> None:
             model = _with_weights_beside(model, source.proto, path, undo)
         write_atomically(path, serialized(model))
         undo.pop_all()
+
+
+def written_size(model: onnx.ModelProto, source: Network) -> int:
+    """Bytes that `save_condensed` writes at most, weights beside the network included.
+
+    How much at most: each tensor that lies outside names its file, and how long that name is nobody knows yet.
+    """
+    total = model.ByteSize()
+    if not external_files(source.proto):
+        return total
+    inside = {key for key, tensor in stored_tensors(source.proto) if not is_external(tensor)}
+    end = 0
+    for key, tensor in stored_tensors(model):
+        if _goes_out(key, tensor, inside):
+            gap = -end % (PAGE if byte_count(tensor) >= LARGE else LINE)
+            total, end = total + gap + REFERENCE, end + gap + byte_count(tensor)
+    return total
 
 
 def copy_unchanged(network: Network, path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
+from onnx_condense.choices import Choice, settled
 from onnx_condense.compensate import refit
 from onnx_condense.data import Samples, spread
 from onnx_condense.evidence import moments
@@ -64,11 +65,13 @@ class Fitter:
     Args:
         network, view: what to condense; samples: the source; fit: samples to fit on; search: held-out samples
         for choosing the ridge; runtime: how to run.
-        orders: in which channels go, one per space, where something else than the least-squares error decides.
+        orders: in which channels go, one per space, where something else than the least-squares error decides; or
+            choices of a saved plan.
 
     Attributes:
         spaces: those that can be narrowed; eliminations: the order in which channels go, one per space.
         light: whether refitting stage by stage is cheap enough to be done at every step of a search.
+        anew: spaces whose channels were chosen anew, and how many times worse the choice of the plan would do.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Fitter:
         fit: IntArray,
         search: IntArray,
         runtime: Runtime,
-        orders: Sequence[Elimination] | None = None,
+        orders: Sequence[Elimination | Choice] | None = None,
     ) -> None:
         self.network, self.view = network, view
         self._samples, self._runtime = samples, runtime
@@ -102,13 +105,14 @@ class Fitter:
         self._fit = self._dense(self._fit_rows)
         self._held = self._dense(search)
         self._use_held = False
-        self._ridge_of: dict[tuple[int, ...], float] = {}
+        self._ridge_of: dict[tuple[tuple[int, ...], bytes], float] = {}
         self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
+        self.anew: dict[str, float] = {}
         if orders is None:
             self.eliminations = tuple(self._turns.decide(s, self._eliminate(s), self._trials) for s in self.spaces)
         else:
             pairs = zip(orders, self.spaces, strict=True)
-            self.eliminations = tuple(judged(order, self._trials(s), USUAL_RIDGE) for order, s in pairs)
+            self.eliminations = tuple(self._ordered_by(order, s) for order, s in pairs)
         self._fit, self._held = (self._turns.moments(m, self._readers) for m in (self._fit, self._held))
         self._readers = self._turns.readers(self._readers)
 
@@ -185,6 +189,18 @@ class Fitter:
             return first
         orders = [first, *(eliminate(readers, removable, ridge) for ridge in CAREFUL_RIDGES)]
         return best_judged(orders, trials, USUAL_RIDGE)
+
+    def _ordered_by(self, order: Elimination | Choice, space: ChannelSpace) -> Elimination:
+        """The order that was given, with its cost on held-out samples."""
+        trials = self._trials(space)
+        if isinstance(order, Elimination):
+            return judged(order, trials, USUAL_RIDGE)
+        if order.mixed:
+            return self._turns.mixed_to(order.mixed, space, trials)
+        found, worse = settled(order, trials, functools.partial(self._eliminate, space), USUAL_RIDGE)
+        if worse is not None:
+            self.anew[space.name] = worse
+        return found
 
     def _trials(self, space: ChannelSpace) -> list[Trial]:
         """What reads a space; readers of the very same columns are stacked into one."""
@@ -304,7 +320,8 @@ class Fitter:
         dense, held = self._summed(self._fit, readers), self._summed(self._held, readers)
         if dense.count * max(readers.pooled, 1) >= RICH * len(keep):
             return USUAL_RIDGE
-        key = (*readers.uses, part.features.start, len(keep))
+        # What is kept tells more than how much: the same channels get the same ridge, whatever was tried before.
+        key = (*readers.uses, part.features.start), keep.tobytes()
         if key not in self._ridge_of:
             everything, local = np.arange(part.features.start, part.features.stop), keep - part.features.start
             cross, kept = dense.part(everything, keep), dense.part(keep, keep)

@@ -8,9 +8,11 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 
+from onnx_condense.control import EVERYTHING, Control
 from onnx_condense.errors import UsageError
+from onnx_condense.limits import AUTO, NO_LIMITS, Limits, Multiple
+from onnx_condense.yardstick import RELATIVE, Metric, check_known, metric_name, said
 
-DEFAULT_TOLERANCE = 0.01
 CONDENSATION = ("condensation", "condensation-refit")
 METHODS = ("fit", *CONDENSATION, "drop", "drop-refit")
 EVERYWHERE = "*"
@@ -30,7 +32,11 @@ class Goal:
     augment: variants of each picture to fit on as well.
     method: one of METHODS. threshold: of condensation, by patterns of names; None: as the rest of the goal asks for.
     also_verify: further providers to prove and time the result on. batches: samples per pass to time; empty: as fits.
+    metric: how errors are measured. tolerances: by patterns of outputs; `tolerance` is what they are scaled to.
     footprint: whether load time and memory are measured. profile: whether the time of each space is.
+    control: what is left alone.
+    limits: on size and speed, beside `keep`. multiple_of: what narrowed widths are multiples of; None: what runs well.
+    front: whether networks of other sizes are made as well.
     """
 
     tolerance: float | None
@@ -44,6 +50,12 @@ class Goal:
     batches: tuple[int, ...] = ()
     footprint: bool = False
     profile: bool = False
+    metric: Metric = RELATIVE
+    tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    control: Control = EVERYTHING
+    limits: Limits = NO_LIMITS
+    multiple_of: Multiple = None
+    front: bool = False
 
     @property
     def fits(self) -> bool:
@@ -51,9 +63,24 @@ class Goal:
         return self.method not in ("condensation", "drop")
 
     @property
+    def sized(self) -> bool:
+        """Whether a size or a speed is asked for."""
+        return self.keep is not None or bool(self.limits.given())
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The options that ask for a size or a speed."""
+        return (*(["--keep"] if self.keep is not None else []), *self.limits.given())
+
+    @property
     def lossless(self) -> bool:
         """Whether only what the weights prove may go."""
         return self.tolerance == 0.0
+
+    @property
+    def said(self) -> str:
+        """The tolerance as it was asked for."""
+        return said(self.tolerance, self.tolerances)
 
     @property
     def gate(self) -> float:
@@ -98,42 +125,80 @@ def by_pattern(threshold: Threshold) -> Mapping[str, float] | None:
     return threshold if threshold is None or isinstance(threshold, Mapping) else {EVERYWHERE: threshold}
 
 
-def check_goal(asked: Goal, *, calibrated: bool, verified: bool) -> Goal:
+def check_goal(asked: Goal, *, calibrated: bool, verified: bool, planned: bool = False) -> Goal:
     """The goal, with defaults filled in.
 
     Args:
         asked: the options as given.
         calibrated: whether there are calibration samples.
         verified: whether there is a verification source of its own.
+        planned: whether a saved plan says what goes; its exact steps are fitted where they are exact no more.
 
     Raises:
         UsageError: a value is out of range, or options exclude or need each other.
     """
     _check_ranges(asked)
-    cosines = None if asked.threshold is None else _checked_threshold(asked.method, asked.threshold, asked.keep)
+    asked.control.check()
+    asked.limits.check()
+    cosines = None if asked.threshold is None else _checked_threshold(asked.method, asked.threshold, asked.sizes)
+    if asked.front and (cosines is not None or asked.tolerance == 0.0):
+        other = "--tolerance 0" if cosines is None else "--threshold"
+        raise UsageError("front", f"--front and {other} exclude each other: that leads to one network")
+    if cosines is not None and asked.multiple_of is not None:
+        raise UsageError("threshold", "--threshold and --multiple-of exclude each other: a threshold decides what goes")
     _check_method(asked, calibrated=calibrated)
     tolerance = asked.tolerance
     if not calibrated:
         _check_without_samples(asked, verified=verified)
         tolerance = 0.0
-    elif tolerance is None and asked.keep is None and cosines is None:
-        tolerance = DEFAULT_TOLERANCE
-    if tolerance == 0.0 and asked.keep is not None:
-        raise UsageError("keep", "--keep and --tolerance 0 exclude each other: lossless steps can't aim at a size")
+    elif tolerance is None and not asked.sized and cosines is None:
+        tolerance = check_known(asked.metric, None)
+    if tolerance == 0.0 and asked.metric != RELATIVE:
+        name = metric_name(asked.metric)
+        text = f"--metric {name} and --tolerance 0 exclude each other: exact steps are judged by rounding"
+        raise UsageError("metric", text)
+    _check_sizes(dataclasses.replace(asked, tolerance=tolerance))
+    if tolerance == 0.0 and not planned:
+        _check_lossless(asked)
     return dataclasses.replace(asked, tolerance=tolerance, threshold=cosines)
 
 
 def _check_without_samples(asked: Goal, *, verified: bool) -> None:
     if asked.augment:
         raise UsageError("augment", "--augment needs --calibration: there is nothing to make variants of")
+    if asked.metric != RELATIVE:
+        name = metric_name(asked.metric)
+        raise UsageError("metric", f"--metric {name} needs --calibration: there is nothing to measure it on")
     if asked.tolerance:
         raise UsageError("tolerance", "--tolerance above 0 needs --calibration: there is nothing to measure it on")
-    if asked.keep is not None:
-        raise UsageError("keep", "--keep needs --calibration: there is nothing to fit the smaller network on")
+    if asked.sized:
+        option = asked.sizes[0]
+        raise UsageError(option[2:], f"{option} needs --calibration: there is nothing to fit the smaller network on")
+    if asked.front:
+        raise UsageError("front", "--front needs --calibration: there is nothing to fit smaller networks on")
+    if asked.multiple_of == AUTO:
+        raise UsageError("multiple-of", "--multiple-of auto needs --calibration: there is nothing to time")
     if asked.batches:
         raise UsageError("batch", "--batch needs --calibration: drawn inputs are timed as they are drawn")
     if verified:
         raise UsageError("verification", "--verification needs --calibration")
+
+
+def _check_lossless(asked: Goal) -> None:
+    if asked.augment:
+        raise UsageError("augment", "--augment and --tolerance 0 exclude each other: nothing is fitted")
+    if asked.multiple_of == AUTO:
+        text = "--multiple-of auto and --tolerance 0 exclude each other: exact steps are not timed; give a number"
+        raise UsageError("multiple-of", text)
+
+
+def _check_sizes(asked: Goal) -> None:
+    if asked.tolerance == 0.0 and asked.sized:
+        option = asked.sizes[0]
+        text = f"{option} and --tolerance 0 exclude each other: lossless steps can't aim at a size"
+        raise UsageError(option[2:], text)
+    if asked.allow_slower and asked.limits.speedup is not None:
+        raise UsageError("speedup", "--speedup and --allow-slower exclude each other: leave one of them away")
 
 
 def _check_method(asked: Goal, *, calibrated: bool) -> None:
@@ -152,12 +217,12 @@ def _check_method(asked: Goal, *, calibrated: bool) -> None:
         raise UsageError("augment", f"--augment and --method {method} exclude each other: nothing is fitted")
 
 
-def _checked_threshold(method: str, cosines: Mapping[str, float], keep: float | None) -> Mapping[str, float]:
+def _checked_threshold(method: str, cosines: Mapping[str, float], sizes: Sequence[str]) -> Mapping[str, float]:
     """As numbers that JSON takes."""
     if method in METHODS and method not in CONDENSATION:
         raise UsageError("threshold", f"--threshold needs --method {' or '.join(CONDENSATION)}")
-    if keep is not None:
-        raise UsageError("threshold", "--threshold and --keep exclude each other: a threshold decides what goes")
+    if sizes:
+        raise UsageError("threshold", f"--threshold and {sizes[0]} exclude each other: a threshold decides what goes")
     if not cosines:
         raise UsageError("threshold", "the threshold names no pattern: give a number, or patterns with numbers")
     for pattern, cosine in cosines.items():
@@ -177,5 +242,7 @@ def _check_ranges(asked: Goal) -> None:
         raise UsageError("seed", f"--seed {seed}: give an integer of at least 0")
     if augment < 0:
         raise UsageError("augment", f"--augment {augment}: give an integer of at least 0")
+    if asked.multiple_of not in (None, AUTO) and not (isinstance(asked.multiple_of, int) and asked.multiple_of >= 1):
+        raise UsageError("multiple-of", f"--multiple-of {asked.multiple_of}: give an integer of at least 1, or auto")
     if any(batch < 1 for batch in asked.batches):
         raise UsageError("batch", f"--batch {','.join(map(str, asked.batches))}: give integers of at least 1")

@@ -45,6 +45,8 @@ Run = Callable[[], object]
 LEVEL = 0.99
 ROUNDS = 48
 SECONDS = 3.0
+# A glance: for a choice that a full timing confirms.
+FEW_ROUNDS, SHORT = 6, 0.5
 
 # Looking twice, each time at half of the risk, keeps the whole at LEVEL (Bonferroni) and lets clear cases end early.
 LOOKS = 2

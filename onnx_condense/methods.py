@@ -16,29 +16,28 @@ too: its cosine is 1.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 
+from onnx_condense.choices import Choice
 from onnx_condense.data import Samples
-from onnx_condense.errors import UsageError
 from onnx_condense.evidence.directions import Direction, Directions
 from onnx_condense.evidence.values import stored_weight
 from onnx_condense.fitting import Fitter
-from onnx_condense.goal import CONDENSATION, Goal
+from onnx_condense.goal import CONDENSATION, EVERYWHERE, Goal
+from onnx_condense.held import NOTHING, Held
 from onnx_condense.model import Network
-from onnx_condense.narrowed import narrowed
+from onnx_condense.naming import Layers
+from onnx_condense.narrowed import Narrower, narrowed
 from onnx_condense.plan import ChannelSpace, ChannelView, FloatArray, IntArray, Plan, ReaderUpdate
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.select.cosine import agglomerated, grouped, representatives
 from onnx_condense.select.magnitude import by_norm
 from onnx_condense.select.obs import Elimination
-from onnx_condense.spaces import find_spaces
-from onnx_condense.widths import Narrower
 
 NOBODY = -1
 """Stands for a channel whose columns are dropped without a trace."""
@@ -59,14 +58,14 @@ class Orders:
     notes: tuple[str, ...]
 
 
-def orders_of(network: Network, view: ChannelView, goal: Goal) -> Orders:
+def orders_of(network: Network, view: ChannelView, goal: Goal, held: Held = NOTHING) -> Orders:
     """The orders of a method that goes by weights.
 
     Raises:
         UsageError: a pattern of the threshold names nothing.
     """
     cosines = thresholds(network, view, goal)
-    named = find_spaces(network, named=True)
+    named = held.view(network, named=True)
     directions, found, notes = Directions(network, named), list[tuple[Elimination, Direction]](), list[str]()
     for space in view.spaces:
         if not space.reducible:
@@ -89,6 +88,8 @@ def narrower(
     samples: Samples,
     shares: tuple[IntArray, IntArray],
     runtime: Runtime,
+    held: Held = NOTHING,
+    choices: Sequence[Choice] | None = None,
 ) -> tuple[Narrower, tuple[str, ...]]:
     """What makes smaller networks by the method asked for, and what to tell about it.
 
@@ -99,13 +100,26 @@ def narrower(
         samples: the source.
         shares: which of them to fit on, and which to search on.
         runtime: how to run.
+        held: what the user wants left alone.
+        choices: of a saved plan, one per space that can be narrowed.
     """
     if goal.method == "fit":
-        return Fitter(network, view, samples, *shares, runtime), ()
-    orders = orders_of(network, view, goal)
+        return Fitter(network, view, samples, *shares, runtime, choices), ()
+    orders = orders_of(network, view, goal, held)
     if goal.fits:
-        return Fitter(network, view, samples, *shares, runtime, orders.eliminations), orders.notes
+        given = orders.eliminations if choices is None else _with_orders(choices, orders)
+        return Fitter(network, view, samples, *shares, runtime, given), orders.notes
+    if choices is not None:
+        # Nothing tells on samples how well they do, so they stay.
+        fixed = tuple(Elimination(c.gone, np.full(len(c.gone) + 1, c.error**2)) for c in choices)
+        orders = dataclasses.replace(orders, eliminations=fixed)
     return Merger(network, view, orders, merge=goal.method == "condensation"), orders.notes
+
+
+def _with_orders(choices: Sequence[Choice], orders: Orders) -> list[Choice]:
+    """The same, with the order of the method for channels chosen anew."""
+    pairs = zip(choices, orders.eliminations, strict=True)
+    return [dataclasses.replace(choice, fresh=elimination) for choice, elimination in pairs]
 
 
 def _elimination(
@@ -119,29 +133,18 @@ def _elimination(
 
 
 def thresholds(network: Network, view: ChannelView, goal: Goal) -> Mapping[str, float]:
-    """The threshold of each space, by its name: that of the last pattern that matches it or one of its writers.
+    """The threshold of each space, by its name: that of the last pattern that matches it, a writer or its weight.
 
     Raises:
-        UsageError: a pattern matches nothing.
+        UsageError: a pattern matches nothing that can be narrowed.
     """
-    names = {}
-    for space in view.spaces:
-        nodes = [network.nodes[view.linear[w].weight.node] for w in space.writers]
-        names[space.name] = {space.name, *(node.name or node.result for node in nodes)}
+    layers = Layers(network, view)
     found: dict[str, float] = {}
     for pattern, threshold in (goal.threshold or {}).items():
-        # Names may hold brackets, which mean something else in patterns.
-        matched = [s for s, own in names.items() if pattern in own or any(fnmatch.fnmatchcase(n, pattern) for n in own)]
-        if not matched and pattern != "*":
-            raise UsageError("threshold", _unmatched(pattern, sorted(set().union(*names.values()))))
-        found |= dict.fromkeys(matched, threshold)
+        if pattern != EVERYWHERE:
+            layers.check_free(pattern, "threshold")
+        found |= dict.fromkeys(layers.matched(pattern, "threshold"), threshold)
     return found
-
-
-def _unmatched(pattern: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(pattern, names, cutoff=0.4) or list(names[:3])
-    hint = f"; there are {', '.join(near)}" if near else "; there is no layer to condense"
-    return f"--threshold: {pattern!r} matches no node that writes channels and no space{hint}"
 
 
 def _shares(network: Network, view: ChannelView, space: ChannelSpace, direction: Direction) -> FloatArray:
@@ -168,6 +171,7 @@ class Merger:
     """
 
     light = True
+    anew: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, network: Network, view: ChannelView, orders: Orders, *, merge: bool) -> None:
         self.network, self.view = network, view

@@ -1,13 +1,44 @@
-"""Which channels are left at given widths. Part of the pipeline, below what makes plans of it."""
+"""Which channels are left at given widths, and what makes networks of them. Part of the pipeline, below the makers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+import onnx
 
-from onnx_condense.plan import ChannelSpace, ChannelView, Plan, Selection
+from onnx_condense.model import Network
+from onnx_condense.plan import ChannelSpace, ChannelView, IntArray, Plan, Selection
 from onnx_condense.select.obs import Elimination
+
+
+class Narrower(Protocol):
+    """Makes networks of given widths: by least squares (`fitting.Fitter`) or by weights alone (`methods.Merger`).
+
+    network, view: what is condensed. spaces: those that can be narrowed; eliminations: the order in which channels go,
+    one per space. light: whether `sequential` plans are cheap enough for every step of a search. anew: spaces whose
+    channels were chosen anew instead of by a saved plan, and how many times worse these would do.
+    """
+
+    network: Network
+    view: ChannelView
+    spaces: tuple[ChannelSpace, ...]
+    eliminations: tuple[Elimination, ...]
+    light: bool
+
+    @property
+    def anew(self) -> Mapping[str, float]:
+        """See above."""
+
+    def plan(self, widths: Sequence[int], *, sequential: bool) -> tuple[Plan, onnx.ModelProto]:
+        """The plan for given widths, one per space of `spaces`, and the network it makes."""
+
+    def use_all(self, search: IntArray) -> None:
+        """From now on learn from the search share as well."""
+
+    def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
+        """Rows fitted on over channels kept, per space narrowed to these widths; empty where nothing is fitted."""
 
 
 def narrowed(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from onnx_condense import ops
 from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.errors import UsageError
 from onnx_condense.external import external_files
 from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.goal import Goal
 from onnx_condense.heat import heats
 from onnx_condense.model import Network, serialized
+from onnx_condense.paths import put_text
 from onnx_condense.plan import ChannelView, IntArray, Plan
+from onnx_condense.plans import Document
 from onnx_condense.proof import Proved
 from onnx_condense.report.data import (
     Change,
@@ -24,6 +27,7 @@ from onnx_condense.report.data import (
     CurvePoint,
     ErrorSummary,
     Footprint,
+    FrontRow,
     Latency,
     Reason,
     RefusalRow,
@@ -31,6 +35,7 @@ from onnx_condense.report.data import (
     SpaceRow,
 )
 from onnx_condense.report.figures import Cloud, Figures
+from onnx_condense.yardstick import metric_name
 
 # A fit has to save half a percent of the parameters or of the multiply-accumulates.
 WORTH = 0.995
@@ -45,7 +50,8 @@ class Candidate:
     back_offs: how often verification asked for a wider one.
     names: the dense network's name of each space whose name an earlier plan changed.
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
-    curve: what the search for it measured.
+    curve: what the search for it measured. staged: whether its readers were refitted stage by stage; None: not at all.
+    latency: its timings, if it was timed on the way.
     """
 
     model: onnx.ModelProto
@@ -57,6 +63,8 @@ class Candidate:
     rows: Mapping[str, float] = dataclasses.field(default_factory=dict)
     coverage: Coverage | None = None
     curve: tuple[CurvePoint, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    staged: bool | None = None
 
     @property
     def parameters(self) -> int:
@@ -70,16 +78,30 @@ class Condensed:
 
     model: the condensed network, or the one given where the status is "unchanged".
     plan: the plans applied, in order. report: see `report.data`.
-    source: the dense network. clouds, kept: for the pictures: answers of both networks, and which channels stay, by
-        the name of their space.
+    source: the dense network. planned: makes the plan as a document.
+    clouds, kept: for the pictures: answers of both networks, and which channels stay, by the name of their space.
+    front: networks between the dense and the smallest sensible one, if asked for, largest first, with their rows.
     """
 
     model: onnx.ModelProto
     plan: tuple[Plan, ...]
     report: Report
     source: Network = dataclasses.field(repr=False)
+    planned: Callable[[], Document] = dataclasses.field(repr=False)
     clouds: tuple[Cloud, ...] = dataclasses.field(default=(), repr=False)
     kept: Mapping[str, IntArray] = dataclasses.field(default_factory=dict, repr=False)
+    front: tuple[tuple[onnx.ModelProto, FrontRow], ...] = dataclasses.field(default=(), repr=False)
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write which channels stay, to be reviewed, compared, or used again (`condense(..., plan=path)`).
+
+        Raises:
+            UsageError: the path can't be written.
+        """
+        try:
+            put_text(Path(path), self.planned().text())
+        except OSError as error:
+            raise UsageError("save-plan", f"{path}: can't be written: {error.strerror or error}") from error
 
     def figures(self) -> Figures:
         """What the pictures of a report are drawn from."""
@@ -106,10 +128,10 @@ def too_little(network: Network, found: Candidate, goal: Goal) -> str:
     """
     before, after = (count_parameters(network.proto), count_macs(network)), Network(found.model)
     left = [now / max(then, 1) for now, then in zip((found.parameters, count_macs(after)), before, strict=True)]
-    if left[0] < 1.0 and (goal.keep is not None or min(left) <= WORTH):
+    if left[0] < 1.0 and (goal.sized or min(left) <= WORTH):
         return ""
     return (
-        f"a fit was given back: an error of {found.proved.value:.2g} is too much for "
+        f"a fit was given back: an error of {found.proved.error:.2g} is too much for "
         f"{100 * max(1.0 - left[0], 0.0):.2g} % of the parameters"
     )
 
@@ -135,7 +157,7 @@ def condensed_report(
         bytes=Change(size, len(serialized(candidate.model))),
         error=error_summary(candidate.proved, goal, samples, candidate.gate, candidate.back_offs),
         coverage=candidate.coverage,
-        curve=candidate.curve,
+        curve=tuple(dataclasses.replace(p, error=p.error * candidate.proved.unit) for p in candidate.curve),
         latency=tuple(latency),
         footprint=footprint,
         spaces=tuple(dataclasses.replace(row, ms=spent.get(row.name)) for row in _space_rows(network, view, candidate)),
@@ -146,7 +168,12 @@ def condensed_report(
 def error_summary(proved: Proved, goal: Goal, samples: int, gate: float | None, back_offs: int = 0) -> ErrorSummary:
     """The errors for the report; gate: what they were held against."""
     outputs, served = proved.measured.summary(goal.seed), proved.told(gate)
-    return ErrorSummary("relative", proved.value, goal.tolerance, samples, back_offs, outputs, served)
+    nearest, tolerance = proved.measured.nearest, goal.tolerance
+    if tolerance is not None and nearest is not None and nearest.tolerance is not None:
+        tolerance = nearest.tolerance
+    found = ErrorSummary(metric_name(goal.metric), proved.error, tolerance, samples, back_offs, outputs, served)
+    interval = proved.measured.interval(goal.seed)
+    return dataclasses.replace(found, interval=interval, output=(nearest.name if nearest else "") or None)
 
 
 def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Report:
@@ -177,7 +204,7 @@ def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
         return Reason("threshold", "no channels are so much alike that merging them by --threshold saves parameters")
     if goal.tolerance is None:
         return Reason("nothing-smaller", "no narrower network has fewer parameters")
-    return Reason("tolerance", f"no channel can go within tolerance {goal.tolerance}")
+    return Reason("tolerance", f"no channel can go within tolerance {goal.said}")
 
 
 def _hint(network: Network) -> str:

@@ -31,6 +31,20 @@ def check_writable(path: Path, name: str, others: dict[str, Path | None], *, pip
         raise UsageError("out-not-writable", f"{path}: {name} can't be written: no permission in {path.parent}")
 
 
+def check_new_folder(folder: Path, name: str) -> None:
+    """UsageError unless a folder can be made at `folder`, or an empty one is there."""
+    status = status_of(folder, follow=False)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise UsageError("out-exists", f"{folder}: {name} makes a folder, but that is something else; name another one")
+    if status is not None and any(folder.iterdir()):
+        raise UsageError("out-exists", f"{folder}: {name} needs a new or an empty folder; name another one")
+    if same_file(folder, Path()):
+        raise UsageError("out-folder", f"{folder}: {name} is the folder that you are in; name a new one")
+    parent = status_of(folder.parent)
+    if parent is None or not stat.S_ISDIR(parent.st_mode):
+        raise UsageError("out-folder-missing", f"{folder}: {name} can't be made: there is no folder {folder.parent}")
+
+
 def status_of(path: Path, *, follow: bool = True) -> os.stat_result | None:
     """What is at a path, or None."""
     try:
@@ -78,3 +92,9 @@ def ready(path: Path, text: str) -> Iterator[Callable[[], object]]:
         yield lambda: temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_text(path: Path, text: str) -> None:
+    """A text at its place, as `ready` puts it there."""
+    with ready(path, text) as put:
+        put()

@@ -27,6 +27,7 @@ from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.report.data import Footprint, Latency, Reason, Served
 from onnx_condense.runtime import CPU, Feed, Runtime, first_line
 from onnx_condense.verify import check_graph, check_numbers
+from onnx_condense.yardstick import Yardstick
 
 # So many samples show whether the rewrite did what its plan says.
 CHECKED = 64
@@ -36,24 +37,48 @@ SIDES = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way of serving: its judge, and how far the dense network moves there (see `report.data.Served`)."""
+    """One way of serving: its judge, and how far the dense network moves there (see `report.data.Served`).
+
+    relative: the same by relative errors, whatever the metric.
+    """
 
     provider: str
     judge: Judge
     rounding: float
+    relative: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Proved:
-    """Errors of a network: optimizations off, and as it is served, (setting, error) each."""
+    """Errors of a network: optimizations off, and as it is served, (setting, error) each.
+
+    relative: the same by relative errors, where another metric or tolerances by output judge.
+    """
 
     measured: Measurement
     served: tuple[tuple[Setting, float], ...] = ()
+    relative: Proved | None = None
 
     @property
     def value(self) -> float:
-        """The error with optimizations off."""
+        """The error with optimizations off, on the scale of all outputs."""
         return self.measured.value
+
+    @property
+    def exact(self) -> Proved:
+        """What exact steps are judged by: relative errors, whatever the metric."""
+        return self.relative or self
+
+    @property
+    def unit(self) -> float:
+        """What turns scaled errors into those of the output that is nearest to its tolerance."""
+        nearest = self.measured.nearest
+        return 1.0 if nearest is None else 1.0 / nearest.scale
+
+    @property
+    def error(self) -> float:
+        """The error of that output, with optimizations off."""
+        return self.value * self.unit
 
     def _over(self, gate: float) -> list[tuple[float, float, str]]:
         """Error over what it may be, error, and in which setting."""
@@ -68,14 +93,15 @@ class Proved:
     def worst(self, gate: float) -> str:
         """The error that `excess` speaks of, in words, with the setting if optimizations and provider make it."""
         _, error, provider = max(self._over(gate), key=lambda o: o[0])
-        return f"{error:.3g}" + (f" (optimized, {provider})" if provider else "")
+        return f"{error * self.unit:.3g}" + (f" (optimized, {provider})" if provider else "")
 
     def told(self, gate: float | None) -> tuple[Served, ...]:
         """For the report."""
-        return tuple(
-            Served(at.provider, error, at.rounding, None if gate is None else gate + SIDES * at.rounding)
-            for at, error in self.served
-        )
+        unit, found = self.unit, []
+        for at, error in self.served:
+            bound = None if gate is None else unit * (gate + SIDES * at.rounding)
+            found.append(Served(at.provider, unit * error, unit * at.rounding, bound))
+        return tuple(found)
 
 
 def _ratio(error: float, bound: float) -> float:
@@ -104,7 +130,12 @@ class Proof:
     def measure(self, model: onnx.ModelProto | Path) -> Proved:
         """The errors of a network."""
         measured = self.judge.measure(model)
-        return Proved(measured, tuple((setting, setting.judge.measure(model).value) for setting in self.settings))
+        served, relative = list[tuple[Setting, float]](), list[tuple[Setting, float]]()
+        for setting in self.settings:
+            found = setting.judge.measure(model)
+            served.append((setting, found.value))
+            relative.append((dataclasses.replace(setting, rounding=setting.relative), found.relative.value))
+        return Proved(measured, tuple(served), Proved(measured.relative, tuple(relative)))
 
 
 class Prover:
@@ -115,6 +146,7 @@ class Prover:
         runtime: as the user asked for.
         further: providers to prove and time it on as well; one that is named again counts once.
         batches: samples per pass to time; empty: one, and a larger batch where the network takes one.
+        by: the metric, and what errors may be.
 
     Attributes:
         dense: the network as ONNX Runtime gets it: by its file where it has one, since external weights lie beside it.
@@ -124,9 +156,14 @@ class Prover:
     """
 
     def __init__(
-        self, network: Network, runtime: Runtime, further: Sequence[str] = (), batches: Sequence[int] = ()
+        self,
+        network: Network,
+        runtime: Runtime,
+        further: Sequence[str] = (),
+        batches: Sequence[int] = (),
+        by: Yardstick | None = None,
     ) -> None:
-        self._network, self._batches = network, batches
+        self._network, self._batches, self._by = network, batches, by
         self.dense: Path | onnx.ModelProto = network.path or inlined(network)
         others = [self._on(provider, runtime.threads) for provider in dict.fromkeys(further)]
         self._served = [runtime, *(other for other in others if other.providers[0] != runtime.providers[0])]
@@ -165,7 +202,17 @@ class Prover:
         rows = rows or rows_per_pass(self._network, samples, indices)
         runtime = at or (self._served[0] if optimize else self._plain)
         shapes, detailed = self._network.shapes, not optimize
-        return Judge(self.dense, samples, indices, runtime, rows, shapes=shapes, optimize=optimize, detailed=detailed)
+        return Judge(
+            self.dense,
+            samples,
+            indices,
+            runtime,
+            rows,
+            shapes=shapes,
+            optimize=optimize,
+            detailed=detailed,
+            by=self._by,
+        )
 
     def on_samples(self, samples: Samples, indices: IntArray) -> Proof:
         """A proof on some of the samples of a source.
@@ -187,7 +234,8 @@ class Prover:
             judge = self.judge(samples, indices, rows, optimize=True, at=at)
         except CalibrationError as error:
             raise CalibrationError(error.code, f"{provider}, optimized: {error.text}", error.node) from error
-        return Setting(provider, judge, plain.beside(judge).value)
+        moved = plain.beside(judge)
+        return Setting(provider, judge, moved.value, moved.relative.value)
 
     def on_drawn(self, seed: int) -> Proof:
         """A proof on the first inputs drawn that the network takes, if possible such that no output is empty.
@@ -235,6 +283,20 @@ class Prover:
                 seen = latency.compare(before, after, feed, runtime, batch=batch)
                 timings.append(latency.confirmed(before, after, feed, runtime, seen=seen))
         return timings
+
+    def glance(self, model: onnx.ModelProto, proof: Proof) -> list[Latency]:
+        """As `time`, but short: good enough to choose what to time in full."""
+        before, after = self._files(model)
+        return [
+            latency.compare(before, after, feed, at, batch=batch, rounds=latency.FEW_ROUNDS, seconds=latency.SHORT)
+            for at in self._served
+            for batch, feed in proof.timed
+        ]
+
+    def beside(self, one: onnx.ModelProto, other: onnx.ModelProto, proof: Proof) -> list[Latency]:
+        """Two networks made of the dense one in alternation, on every batch."""
+        files = serialized(one), serialized(other)
+        return [latency.compare(*files, feed, self._served[0], batch=batch) for batch, feed in proof.timed]
 
     def weigh(self, model: onnx.ModelProto, proof: Proof) -> Footprint | Reason:
         """What loading either network takes, or why it could not be measured."""

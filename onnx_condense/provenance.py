@@ -19,9 +19,11 @@ import onnx
 
 from onnx_condense import __version__
 from onnx_condense.external import external_files
+from onnx_condense.goal import Goal
 from onnx_condense.model import Network, serialized
 from onnx_condense.plan import Plan
 from onnx_condense.report.data import Origin
+from onnx_condense.yardstick import RELATIVE, metric_name, stored
 
 PREFIX = "onnx_condense."
 PACKAGES = ("numpy", "onnx", "onnxruntime", "scipy")
@@ -33,7 +35,8 @@ class Provenance:
     """What a condensed network says of itself, as it stands in its metadata behind PREFIX.
 
     version: of this package. source_sha256: see `source_digest`. plan_sha256: see `plan_digest`.
-    error: as verified, three digits; "0" of exact steps. tolerance: what it had to stay within; "" if it was no gate.
+    error: as verified, three digits; "0" of exact steps. tolerance: what it had to stay within (`yardstick.stored`);
+    "" if it was no gate. metric: what both are in; networks written before there were metrics do not tell.
     """
 
     version: str
@@ -41,11 +44,13 @@ class Provenance:
     plan_sha256: str
     error: str
     tolerance: str
+    metric: str = RELATIVE
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Provenance | None:
         """As found in a network; None where it carries none, or not all of it."""
         stored = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+        stored.setdefault("metric", RELATIVE)
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: stored[name] for name in names}) if all(name in stored for name in names) else None
 
@@ -57,12 +62,20 @@ class Provenance:
             model.metadata_props.add(key=key, value=value)
 
 
-def provenance(source_sha256: str, plans: Sequence[Plan], error: float, tolerance: float | None) -> Provenance:
+def provenance(source_sha256: str, plans: Sequence[Plan], error: float, goal: Goal) -> Provenance:
     """Of a network that plans have made of a source."""
-    gate = "" if tolerance is None else f"{tolerance:g}"
+    gate = stored(goal.tolerance, goal.tolerances)
     # What exact steps change is rounding, whose digits are the processor's.
-    told = "0" if all(plan.kind == "lossless" for plan in plans) else f"{error:.3g}"
-    return Provenance(__version__, source_sha256, plan_digest(plans), told, gate)
+    told = "0" if plans and all(plan.kind == "lossless" for plan in plans) else f"{error:.3g}"
+    return Provenance(__version__, source_sha256, plan_digest(plans), told, gate, metric_name(goal.metric))
+
+
+def largest_stamp(goal: Goal) -> int:
+    """Bytes that the provenance adds to a network, at most."""
+    longest = dataclasses.replace(provenance("0" * 64, (), -1.23e-300, goal), plan_sha256="0" * 64)
+    empty = onnx.ModelProto()
+    longest.stamp(empty)
+    return empty.ByteSize()
 
 
 def source_digest(network: Network) -> str:

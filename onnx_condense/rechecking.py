@@ -20,7 +20,7 @@ from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
-from onnx_condense.goal import DEFAULT_TOLERANCE, Goal, check_goal
+from onnx_condense.goal import Goal, check_goal
 from onnx_condense.model import Network, inlined, load
 from onnx_condense.outcome import error_summary, file_size
 from onnx_condense.plan import IntArray
@@ -31,6 +31,18 @@ from onnx_condense.runtime import CPU, Runtime, limited_threads
 from onnx_condense.spaces import find_spaces
 from onnx_condense.synthetic import NOTE, Synthetic, draw_samples, wish_of
 from onnx_condense.verify import check_graph, rounding_level
+from onnx_condense.yardstick import (
+    METRICS,
+    RELATIVE,
+    Metric,
+    Tolerance,
+    Wish,
+    check_known,
+    metric_name,
+    restored,
+    wish_for,
+    yardstick,
+)
 
 Progress = Callable[[str, float], None]
 Given = str | os.PathLike[str] | onnx.ModelProto
@@ -49,7 +61,8 @@ def recheck(  # noqa: PLR0913 - the options of the command, all by keyword
     *,
     calibration: Any = None,
     verification: Any = None,
-    tolerance: float | None = None,
+    tolerance: Tolerance = None,
+    metric: Metric | None = None,
     providers: Sequence[str] = CPU,
     threads: int = 0,
     seed: int = 0,
@@ -65,8 +78,9 @@ def recheck(  # noqa: PLR0913 - the options of the command, all by keyword
         condensed: what is said to be the same, smaller.
         calibration: samples as for `condense`; the share that verifies judges, all of them at tolerance 0.
         verification: samples that all judge, instead.
-        tolerance: largest relative error allowed; by default what the condensed network says it was made within,
-            else 0.01 on samples. 0: as far as rounding goes; without samples inputs are drawn then.
+        tolerance: largest error allowed, as for `condense`; by default what the condensed network says it was made
+            within, else 0.01 on samples. 0: as far as rounding goes; without samples inputs are drawn then.
+        metric: as for `condense`; by default the one that the condensed network says it was judged by, else "relative".
         providers: as for `condense`.
         threads: as for `condense`.
         seed: of the split and the drawn inputs.
@@ -82,17 +96,23 @@ def recheck(  # noqa: PLR0913 - the options of the command, all by keyword
         ModelError, CalibrationError: the inputs can't be used. UsageError: options are wrong, or samples are needed.
         DefectError: the condensed network is not what it should be.
     """
-    asked = Goal(tolerance, None, allow_slower=True, seed=seed, also_verify=tuple(also_verify))
+    wish = wish_for(tolerance, metric or RELATIVE)
+    asked = Goal(wish.number, None, allow_slower=True, seed=seed, also_verify=tuple(also_verify))
     asked = dataclasses.replace(asked, batches=tuple(batches), footprint=footprint)
     check_goal(asked, calibrated=True, verified=False)
     if batches and calibration is None and verification is None:
         raise UsageError("batch", NO_BATCH)
+    sampled = calibration is not None or verification is not None
+    if metric not in (None, RELATIVE) and not sampled:
+        raise UsageError("metric", "--metric needs --calibration or --verification: there is nothing to measure it on")
     wished = wish_of(calibration) or calibration
     started = time.monotonic()
     runtime = Runtime(providers, threads)
     with limited_threads(threads):
         tell = progress or (lambda _, __: None)
-        report = _Recheck(load(model), load(condensed), runtime, asked, tell).report(wished, verification)
+        run = _Recheck(load(model), load(condensed), runtime, asked, tell)
+        run.hold_to(metric, tolerance, sampled=sampled)
+        report = run.report(wished, verification)
     return dataclasses.replace(report, seconds=time.monotonic() - started)
 
 
@@ -107,8 +127,44 @@ class _Recheck:
         check_graph(inlined(dense), inlined(condensed), rewritten=False)
         self.source_sha256, self.sha256 = source_digest(dense), source_digest(condensed)
         self.stamp = self._checked_stamp()
-        self.asked = asked
-        self.prover = Prover(dense, runtime, asked.also_verify, asked.batches)
+        self.asked = self.goal = asked
+
+    def hold_to(self, metric: Metric | None, tolerance: Tolerance, *, sampled: bool) -> None:
+        """What was asked for, or what the network says it was made within.
+
+        Raises:
+            UsageError: that can't be known, or has to be measured on samples, and there are none.
+        """
+        metric = self._metric() if metric is None else metric
+        same = self.stamp is not None and self.stamp.metric == metric_name(metric)
+        wish = self._wish(metric, tolerance, same=same)
+        number = wish.number
+        if not sampled:
+            number = self._without_samples(number)
+        elif number is None and not same:
+            number = check_known(metric, None)
+        goal = dataclasses.replace(self.asked, tolerance=number, tolerances=wish.patterns, metric=metric)
+        self.goal = check_goal(goal, calibrated=True, verified=False) if number is not None else goal
+        by = yardstick(metric, number, wish.patterns, [o.name for o in self.dense.proto.graph.output])
+        self.prover = Prover(self.dense, self.runtime, goal.also_verify, goal.batches, by)
+
+    def _metric(self) -> Metric:
+        """The one that the network says it was judged by."""
+        name = RELATIVE if self.stamp is None else self.stamp.metric
+        if name not in METRICS:
+            text = f"{self.label} was judged by a function, {name}: give --metric and --tolerance"
+            raise UsageError("metric", text)
+        return name
+
+    def _wish(self, metric: Metric, tolerance: Tolerance, *, same: bool) -> Wish:
+        """The tolerance that was given, or the one that the network says it was made within; same: in that metric."""
+        if tolerance is None and self.stamp is not None and same:
+            try:
+                tolerance = restored(self.stamp.tolerance)
+            except ValueError as error:
+                text = f"{self.label} does not say what it was made within in a way that is known: give --tolerance"
+                raise UsageError("tolerance", text) from error
+        return wish_for(tolerance, metric)
 
     def _checked_stamp(self) -> Provenance | None:
         """What the condensed network says of itself.
@@ -133,11 +189,10 @@ class _Recheck:
     def report(self, calibration: Any, verification: Any) -> Report:
         """All that is found out."""
         sampled = calibration is not None or verification is not None
-        goal = dataclasses.replace(self.asked, tolerance=self._tolerance(sampled=sampled))
+        goal = self.goal
         self.progress("running the dense network", 0.05)
         proof = self._proof(goal, calibration, verification) if sampled else self.prover.on_drawn(goal.seed)
-        if not sampled:
-            self.notes.append(DRAWN)
+        self.notes += proof.judge.notes if sampled else (DRAWN,)
         gate = self._rounding() if goal.lossless else goal.tolerance
         self.progress("verifying", 0.4)
         proved = self._proved(proof, gate)
@@ -151,18 +206,13 @@ class _Recheck:
         """What exact steps may move the outputs by."""
         return min(EXACT * rounding_level(self.dense, find_spaces(self.dense)), LARGEST_ROUNDING)
 
-    def _tolerance(self, *, sampled: bool) -> float | None:
-        """What was asked for, or what the network was made within; None: only told.
+    def _without_samples(self, tolerance: float | None) -> float:
+        """What rounding explains.
 
         Raises:
-            UsageError: that has to be measured on samples, and there are none.
+            UsageError: the network was condensed further, which has to be measured on samples.
         """
-        made_within = None if self.stamp is None else self.stamp.tolerance
-        told = float(made_within) if made_within else None
-        tolerance = self.asked.tolerance if self.asked.tolerance is not None else told
-        if sampled:
-            return DEFAULT_TOLERANCE if tolerance is None and made_within is None else tolerance
-        if tolerance or made_within == "":
+        if tolerance or (self.stamp is not None and self.stamp.tolerance == ""):
             within = f"within a tolerance of {tolerance:g}" if tolerance else "to a size"
             text = f"{self.label} is condensed {within}: give --calibration or --verification to measure it on"
             raise UsageError("verify-only", text)
@@ -208,14 +258,15 @@ class _Recheck:
         bound = math.inf if gate is None else gate
         if proved.excess(bound) > 1.0:
             name = self._worst(proved)
-            text = f"{self.label} is off by {proved.worst(bound)} at output {name}, above a tolerance of {gate:.3g}"
+            allowed = f"{bound * proved.unit:.3g}"
+            text = f"{self.label} is off by {proved.worst(bound)} at output {name}, above a tolerance of {allowed}"
             raise DefectError("tolerance", f"{text}, on {proof.count} samples", name)
         return proved
 
     def _worst(self, proved: Proved) -> str:
         """The output that is off most."""
         outputs = proved.measured.outputs
-        return next((o.name for o in outputs if o.fault), max(outputs, key=lambda o: o.value).name)
+        return next((o.name for o in outputs if o.fault), max(outputs, key=lambda o: o.value * o.scale).name)
 
     def _told(self, goal: Goal, proof: Proof, proved: Proved, gate: float | None, evidence: Evidence) -> Report:
         model, dense = inlined(self.condensed), self.dense

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -138,18 +139,24 @@ class _Tracer:
             self._set(name, ops.pinned_like(self.network.shape(name)))
 
 
-def find_spaces(network: Network, *, named: bool = False) -> ChannelView:
+def find_spaces(
+    network: Network, *, named: bool = False, held: Mapping[int, str] = MappingProxyType({})
+) -> ChannelView:
     """Trace channels through a network.
 
     Args:
         network: what to look through.
         named: channels that have to stay keep labels of their own in tensors and uses, instead of PINNED.
+        held: linear uses (indices into `ChannelView.linear`) whose rows have to stay, each with the reason.
 
     Returns:
         labels, weight uses, spaces and refusals; labels in it are resolved: equal labels are one channel.
     """
     tracer = _Tracer(network)
     tracer.walk()
+    for index, reason in held.items():
+        use = tracer.linear[index]
+        tracer.pins.append((use.rows, reason, network.nodes[use.weight.node].place))
     union = tracer.union
     for a, b, place in tracer.ties:
         pairs = sorted(set(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)))

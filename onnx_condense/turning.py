@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onnx_condense.errors import ModelError
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.trunks import linear_trunks, places_of
 from onnx_condense.model import Network
@@ -56,16 +57,35 @@ class Turns:
         trials = trials_of(space) if space.name in self._trunks and len(picked.order) else ()
         if not trials:
             return picked
+        basis, found, held = self._found(trials)
+        if _level(held) > np.log(GAIN) + _level(judged(picked, trials, self._refit_ridge)):
+            return picked
+        return self._taken(space, basis, found)
+
+    def mixed_to(self, width: int, space: ChannelSpace, trials: Sequence[Trial]) -> Elimination:
+        """The order for a space that is mixed in any case, down to a width.
+
+        Raises:
+            ModelError: its channels can't be mixed.
+        """
+        if space.name not in self._trunks or not trials:
+            text = f"{space.name}: the plan mixes its channels, but in this network they can't be mixed"
+            raise ModelError("plan-space", text, space.name)
+        basis, found, _ = self._found(trials)
+        gone = space.width - width
+        return self._taken(space, basis, Elimination(found.order[:gone], found.cost[: gone + 1]))
+
+    def _found(self, trials: Sequence[Trial]) -> tuple[Basis, Elimination, Elimination]:
+        """The best basis, the costs by which channels go in it, and those on held-out samples."""
         basis = best_basis([t.reader for t in trials], self._ridges[0])
         there = [turned(t, basis) for t in trials]
         found = shortened([t.reader for t in there], self._ridges[0])
         if overfits(found, there, self._refit_ridge):
             basis, found = self._careful(basis, trials)
-            held = found
-        else:
-            held = judged(found, there, self._refit_ridge)
-        if _level(held) > np.log(GAIN) + _level(judged(picked, trials, self._refit_ridge)):
-            return picked
+            return basis, found, found
+        return basis, found, judged(found, there, self._refit_ridge)
+
+    def _taken(self, space: ChannelSpace, basis: Basis, found: Elimination) -> Elimination:
         self._bases[space.name] = basis
         self._of |= dict.fromkeys(space.channels.tolist(), space.name)
         return found

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
-import onnx
-
-from onnx_condense import budget, ops
-from onnx_condense.cost import WidthCosts, count_parameters
+from onnx_condense import budget
+from onnx_condense.aim import Aim
+from onnx_condense.front import stops
 from onnx_condense.goal import Goal
+from onnx_condense.grid import WELL, Grid
 from onnx_condense.metrics import Judge, Measurement
-from onnx_condense.model import Network
-from onnx_condense.plan import ChannelSpace, ChannelView, IntArray, Plan
+from onnx_condense.narrowed import Narrower
+from onnx_condense.probes import Probe, standing_in
 from onnx_condense.report.data import CurvePoint
-from onnx_condense.select.obs import Elimination
 
 CONFIDENCE = 0.95
 # Every space is probed alone with these shares of its channels gone; what lies beyond the last is a guess.
 PROBES = (0.5, 0.85, 0.97)
 # Widths are multiples of what runs well; where no such width will do, of less.
 COARSER = (1, 2, 8)
-# A size that is undershot by more asks for finer steps too.
-UNDERSHOT = 0.95
 # Where one space ends the path the others go on, so many times, with so many measurements each, until close.
 FILLS, MEASUREMENTS, CLOSE = 3, 4, 0.9
 # Refits stage by stage may measure so much worse: the last fit has more samples, which helps them more.
 MARGIN = 1.05
-
-
-class Narrower(Protocol):
-    """Makes networks of given widths: by least squares (`fitting.Fitter`) or by weights alone (`methods.Merger`).
-
-    network, view: what is condensed. spaces: those that can be narrowed; eliminations: the order in which channels go,
-    one per space. light: whether `sequential` plans are cheap enough for every step of a search.
-    """
-
-    network: Network
-    view: ChannelView
-    spaces: tuple[ChannelSpace, ...]
-    eliminations: tuple[Elimination, ...]
-    light: bool
-
-    def plan(self, widths: Sequence[int], *, sequential: bool) -> tuple[Plan, onnx.ModelProto]:
-        """The plan for given widths, one per space of `spaces`, and the network it makes."""
-
-    def use_all(self, search: IntArray) -> None:
-        """From now on learn from the search share as well."""
-
-    def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
-        """Rows fitted on over channels kept, per space narrowed to these widths; empty where nothing is fitted."""
 
 
 def better_refit(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> tuple[bool, Measurement]:
@@ -66,33 +38,41 @@ class Widths:
 
     Args:
         fitter: makes the networks; hunter: measures them, its upper confidence bound has to meet the tolerance.
-        goal: tolerance, size, or both; a size out of reach gives the smallest that is in reach.
-        wanted: parameters to stay within if a size is asked for.
+        goal: holds the tolerance. aim: the limits; one out of reach gives the furthest stop that is in reach.
         measuring: called before each measurement.
+        grid: which widths spaces may stop at.
+
+    Attributes:
+        furthest: the last stop of the path found that is within the tolerance on the search share.
     """
 
     def __init__(
-        self, fitter: Narrower, hunter: Judge, goal: Goal, wanted: float, measuring: Callable[[], None]
+        self,
+        fitter: Narrower,
+        hunter: Judge,
+        goal: Goal,
+        aim: Aim,
+        measuring: Callable[[], None],
+        grid: Grid = WELL,
     ) -> None:
         self._fitter, self._hunter, self._goal = fitter, hunter, goal
-        self._wanted, self._measuring = wanted, measuring
+        self._aim, self._measuring, self._grid = aim, measuring, grid
+        self.furthest = 0
+        self._first: list[budget.Point] = []
         self._errors: dict[tuple[int, ...], float] = {}
         self._curve: list[CurvePoint] = []
         self._staged: bool | None = None
-        self._total = count_parameters(fitter.network.proto)
-        self._costs = WidthCosts(fitter.network, fitter.view)
-        at = {s.name: i for i, s in enumerate(fitter.view.spaces)}
-        self._places = [at[s.name] for s in fitter.spaces]
-        self._curves = [_curve(fitter, i, hunter) for i in range(len(fitter.spaces))]
+        probes = standing_in([_probed(fitter, i, hunter) for i in range(len(fitter.spaces))])
+        self._curves = [_curve(fitter, i, found, grid) for i, found in enumerate(probes)]
 
     def find(self) -> tuple[list[budget.Point], int]:
         """A path, and the stop on it that the goal asks for."""
         path, at = self._found(1)
         for part in COARSER[1:]:
-            if not self._wants_finer(path[at], at) or all(c.multiple == 1 for c in self._curves):
+            if self._grid.strict or not self._wants_finer(path, at) or all(c.multiple == 1 for c in self._curves):
                 break
             path, at = self._found(part)
-        return self._filled(path, at) if self._goal.keep is None else (path, at)
+        return (path, at) if self._aim.sized else self._filled(path, at)
 
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
@@ -101,29 +81,29 @@ class Widths:
 
     def _found(self, part: int) -> tuple[list[budget.Point], int]:
         curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
-        path = budget.greedy_path(curves, self._total, self._saving)
+        aim = self._aim
+        path = budget.greedy_path(curves, aim.total, aim.saving, frozen=aim.negligible(), worth=aim.worth)
+        self._first = path
         return path, self._stop(path)
 
-    def _wants_finer(self, stop: budget.Point, at: int) -> bool:
-        return at == 0 or (self._goal.keep is not None and stop.parameters < UNDERSHOT * self._wanted)
-
-    def _saving(self, widths: Sequence[int], space: int, width: int) -> int:
-        every = [s.width for s in self._fitter.view.spaces]
-        for place, w in zip(self._places, widths, strict=True):
-            every[place] = w
-        return self._costs.saving(every, self._places[space], width)
+    def _wants_finer(self, path: Sequence[budget.Point], at: int) -> bool:
+        if at == 0:
+            return not (self._aim.sized and self._aim.met_at_once(path))
+        return self._aim.undershot(path, at)
 
     def _stop(self, path: Sequence[budget.Point]) -> int:
-        """The furthest within the tolerance, or the first small enough."""
+        """The furthest within the tolerance, or the first that meets the limits."""
         last = len(path) - 1
-        reachable = last if self._goal.tolerance is None else budget.search(path, self._measure(path), self._tolerance)
-        if self._goal.keep is None:
-            return reachable
-        at = next((i for i, p in enumerate(path) if p.parameters <= self._wanted), last)
-        # The path leaves out biases that the refit adds.
-        while 0 < at < reachable and self._parameters(path[at]) > self._wanted:
-            at += 1
-        return min(at, reachable)
+        self.furthest = last if self._goal.tolerance is None else self._search(path)
+        return self._aim.stop(path, self.furthest) if self._aim.sized else self.furthest
+
+    def front(self, error: float) -> list[budget.Point]:
+        """Stops of the front up to an error, on the path that the goal was searched on."""
+        path = self._first
+        return stops(path, budget.search(path, self._measure(path), error, MEASUREMENTS))
+
+    def _search(self, path: Sequence[budget.Point]) -> int:
+        return budget.search(path, self._measure(path), self._tolerance)
 
     @property
     def _tolerance(self) -> float:
@@ -166,32 +146,30 @@ class Widths:
             pairs = zip(path[at].widths, path[at + 1].widths, strict=True)
             frozen |= {i for i, (now, then) in enumerate(pairs) if now != then}
             start = path[at]
-            more = budget.greedy_path(self._curves, start.parameters, self._saving, start.widths, frozen)
+            more = budget.greedy_path(self._curves, start.parameters, self._aim.saving, start.widths, frozen)
             path = [*path[:at], *more]
             at += budget.search(more, self._measure(more), self._tolerance, MEASUREMENTS)
         return path, at
 
-    def _parameters(self, stop: budget.Point) -> int:
-        _, model = self._fitter.plan(stop.widths, sequential=False)
-        return count_parameters(model)
 
-
-def _curve(fitter: Narrower, index: int, hunter: Judge) -> budget.SpaceCurve:
+def _probed(fitter: Narrower, index: int, hunter: Judge) -> dict[int, Probe]:
+    """Errors of the whole network with channels of one space gone, by how many."""
     full = [s.width for s in fitter.spaces]
     elimination = fitter.eliminations[index]
-    probes: dict[int, float] = {}
+    probes: dict[int, Probe] = {}
     for share in PROBES if elimination.order.size else ():
         removed = min(max(1, round(share * full[index])), len(elimination.order))
         widths = [*full[:index], full[index] - removed, *full[index + 1 :]]
         _, model = fitter.plan(widths, sequential=False)
-        probes[removed] = hunter.measure(model).value ** 2
-    least = full[index] - len(elimination.order)
-    multiple = width_multiple(fitter.network, fitter.view, fitter.spaces[index])
-    return budget.SpaceCurve(full[index], least, elimination.cost, tuple(probes.items()), multiple)
+        found = hunter.measure(model)
+        probes[removed] = Probe(found.value, found.relative.value)
+    return probes
 
 
-def width_multiple(network: Network, view: ChannelView, space: ChannelSpace) -> int:
-    """What the width of a space should be a multiple of, for the sake of the ops that write and read it."""
-    around = [network.nodes[view.linear[i].weight.node] for i in (*space.writers, *space.readers)]
-    rules = [ops.find(n.domain, n.op, n.opset) for n in around]
-    return math.lcm(*(rule.multiple for rule in rules if rule is not None))
+def _curve(fitter: Narrower, index: int, probes: Mapping[int, float], grid: Grid) -> budget.SpaceCurve:
+    """From the errors of one space alone."""
+    width, elimination = fitter.spaces[index].width, fitter.eliminations[index]
+    multiple = grid.multiple(fitter.network, fitter.view, fitter.spaces[index])
+    least = grid.least(width - len(elimination.order), multiple, width)
+    squared = tuple((removed, error**2) for removed, error in probes.items())
+    return budget.SpaceCurve(width, least, elimination.cost, squared, multiple)

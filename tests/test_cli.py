@@ -148,6 +148,23 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
     options = ["--calibration", "c", "--verification", "v", "--tolerance", "0.1", "--keep", "0.5", "--threads", "2"]
     extra = ["--augment", "3", "--method", "condensation", "--threshold", "0.9", "--threshold", "fc*=0.8"]
     extra += ["--also-verify", "C", "--also-verify", "D", "--batch", "1, 64", "--verbose"]
+    extra += ["--metric", "max-abs", "--tolerance", "box*=0.3"]
+    extra += ["--max-parameters", "250k", "--max-macs", "1.5M", "--max-bytes", "7", "--max-latency", "0.5"]
+    extra += ["--speedup", "2", "--multiple-of", "16", "--front", "made"]
+    extra += [
+        "--include",
+        "fc*",
+        "--include",
+        "h",
+        "--exclude",
+        "fc3",
+        "--min-width",
+        "8",
+        "--max-cut",
+        "0.5",
+        "--plan",
+        "p.json",
+    ]
     result = call(
         "net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run", *extra
     )
@@ -158,8 +175,16 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "model": Path("net.onnx"),
             "calibration": "c",
             "verification": Path("v"),
-            "tolerance": 0.1,
+            "tolerance": {"*": 0.1, "box*": 0.3},
+            "metric": "max-abs",
             "keep": 0.5,
+            "max_parameters": 250_000,
+            "max_macs": 1_500_000,
+            "max_bytes": 7,
+            "max_latency": 0.5,
+            "speedup": 2.0,
+            "multiple_of": 16,
+            "front": True,
             "providers": ("A", "B"),
             "threads": 2,
             "seed": 7,
@@ -169,6 +194,11 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "threshold": {"*": 0.9, "fc*": 0.8},
             "also_verify": ("C", "D"),
             "batches": (1, 64),
+            "include": ("fc*", "h"),
+            "exclude": ("fc3",),
+            "min_width": 8,
+            "max_cut": 0.5,
+            "plan": Path("p.json"),
             "footprint": True,
             "profile": True,
             "dry_run": True,
@@ -180,6 +210,7 @@ def test_defaults(fake: FakePipeline) -> None:
     call("net.onnx", "slim.onnx")
     options = fake.calls[0]
     assert options["tolerance"] is None
+    assert options["metric"] == "relative"
     assert options["keep"] is None
     assert (options["method"], options["threshold"]) == ("fit", None)
     assert options["threads"] == 0
@@ -214,6 +245,13 @@ def test_unchanged_says_why_and_that_out_is_a_copy(fake: FakePipeline) -> None:
         ["net.onnx", "--bogus"],
         ["net.onnx", "--tolerance", "abc"],
         ["net.onnx", "--keep", ""],
+        ["net.onnx", "--max-macs", ""],
+        ["net.onnx", "--max-bytes", "1 MB"],
+        ["net.onnx", "--max-parameters", "0"],
+        ["net.onnx", "--speedup", "1"],
+        ["net.onnx", "--max-latency", "-2"],
+        ["net.onnx", "--multiple-of", "0"],
+        ["net.onnx", "--multiple-of", "some"],
         ["net.onnx", "--threads", "-1"],
         ["net.onnx", "--threads", "0"],
         ["net.onnx", "--threads", "1.5"],

@@ -384,5 +384,5 @@ def test_the_command_writes_nothing_where_the_gate_is_missed(tmp_path: Path) -> 
 def test_the_command_refuses_what_names_nothing(tmp_path: Path) -> None:
     result = called(tmp_path, "--method", "condensation", "--threshold", "Z1=0.5")
     assert result.exit_code == 2
-    assert "'Z1' matches no node that writes channels and no space; there are z1" in result.stderr
+    assert "'Z1' matches no node that writes channels, no weight of one and no space; there are z1" in result.stderr
     assert not (tmp_path / "slim.onnx").exists()

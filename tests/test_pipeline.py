@@ -205,9 +205,9 @@ def test_groups_are_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[int], set[int]]] = []
     original = fitting.Fitter.__init__
 
-    def spy(self: Any, network: Any, view: Any, samples: Any, fit: Any, search: Any, runtime: Any) -> None:
+    def spy(self: Any, network: Any, view: Any, samples: Any, fit: Any, search: Any, *rest: Any) -> None:
         seen.append((set(samples.groups[fit].tolist()), set(samples.groups[search].tolist())))
-        original(self, network, view, samples, fit, search, runtime)
+        original(self, network, view, samples, fit, search, *rest)
 
     monkeypatch.setattr(fitting.Fitter, "__init__", spy)
     run(mlp(), calibration={"x": X, "group": np.repeat(np.arange(20), 20)}, tolerance=0.05)

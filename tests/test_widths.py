@@ -13,6 +13,8 @@ from convnets import network
 from onnx import helper
 
 from onnx_condense import condense
+from onnx_condense.aim import Aim
+from onnx_condense.bounds import Bounds
 from onnx_condense.budget import Point, SpaceCurve, greedy_path, search
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.goal import Goal
@@ -137,7 +139,7 @@ class Tried:
 def test_the_better_kind_of_refit_is_found_out_once(staged: float, at_once: float) -> None:
     tried: Any = Tried(staged, at_once)
     goal = Goal(0.5, None, allow_slower=True, seed=0)
-    widths = Widths(tried, tried, goal, 0.0, lambda: None)
+    widths = Widths(tried, tried, goal, Aim(tried, Bounds(goal, tried.network), lambda _: 1.0), lambda: None)
     path = [Point((i,), 0.0, 10 - i) for i in range(3)]
     measure = widths._measure(path)
     assert [measure(1), measure(2), measure(1)] == [min(staged, at_once)] * 3
@@ -155,7 +157,7 @@ def test_refits_stage_by_stage_may_measure_a_little_worse(staged: float, better:
 def test_a_heavy_network_is_searched_with_one_shot_refits() -> None:
     tried: Any = Tried(0.1, 0.2, light=False)
     goal = Goal(0.5, None, allow_slower=True, seed=0)
-    widths = Widths(tried, tried, goal, 0.0, lambda: None)
+    widths = Widths(tried, tried, goal, Aim(tried, Bounds(goal, tried.network), lambda _: 1.0), lambda: None)
     assert widths._measure([Point((0,), 0.0, 9)])(0) == 0.2
     assert widths.staged((0,))
     assert tried.asked == [False, True, False]

@@ -26,6 +26,8 @@ from bench_common import apart, header, peak_mb, row
 from bench_mlps import ROWS, SAMPLES, Labelled, outputs, relative_error
 
 from onnx_condense import condense
+from onnx_condense.aim import Aim
+from onnx_condense.bounds import Bounds
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import Samples, input_specs, split
 from onnx_condense.data import load as load_samples
@@ -104,7 +106,8 @@ def chosen_widths(case: Case, fitter: Fitter, shares: Sequence[float]) -> Iterat
     goal = Goal(None, min(shares), allow_slower=True, seed=0)
     hunter = Prover(case.network, case.runtime).judge(case.samples, case.search, optimize=True)
     total = count_parameters(case.network.proto)
-    path, _ = Widths(fitter, hunter, goal, min(shares) * total, lambda: None).find()
+    aim = Aim(fitter, Bounds(goal, case.network), lambda _: 1.0)
+    path, _ = Widths(fitter, hunter, goal, aim, lambda: None).find()
     for share in shares:
         small = (p.widths for p in path if p.parameters <= share * total)
         # The path leaves out biases that the refit adds.

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import onnx
 import typer
-from bench_common import Job, condense_apart, header, row
+from bench_common import header, row
 from bench_mlps import Floats, airfoil_folder, mirrored, neuralfoil_inputs, outputs, read_airfoils, relative_error
 
+from onnx_condense import condense
 from onnx_condense.cost import count_parameters
+from onnx_condense.errors import BudgetError
 from onnx_condense.runtime import Array
+from onnx_condense.yardstick import METRICS, RELATIVE, Metric
 
 LARGEST, LADDER = "neuralfoil_xxxlarge", ("xxlarge", "xlarge", "large", "medium")
 # Columns of the answer: lift, logarithm of drag; and by what NeuralFoil multiplies them.
@@ -82,6 +87,19 @@ def line(label: str, network: Path, total: int, sets: tuple[Judged, Judged], sec
     )
 
 
+def lift_error(dense: Mapping[str, Array], condensed: Mapping[str, Array]) -> Array:
+    """CL error of each sample, a metric for `condense`."""
+    (before,), (after,) = dense.values(), condensed.values()
+    return np.asarray(LIFT_SCALE * np.abs(before[:, LIFT].astype(np.float64) - after[:, LIFT]))
+
+
+def metric_of(name: str) -> Metric:
+    """By its name on the command line."""
+    if name not in (*METRICS, "lift"):
+        raise typer.BadParameter(f"give one of {', '.join(METRICS)}, lift", param_hint="--metric")
+    return lift_error if name == "lift" else name
+
+
 def draws(
     airfoils: Floats, samples: int, judged: int, network: Path, seed: int
 ) -> tuple[dict[str, Array], list[Judged]]:
@@ -106,8 +124,12 @@ def main(
     judged: Annotated[int, typer.Option(help="Rows of each set that judges.")] = 8192,
     threads: int = 0,
     seed: int = 0,
+    metric: Annotated[
+        str, typer.Option(help="What chooses the widths: a metric of onnx-condense, or lift.")
+    ] = RELATIVE,
 ) -> None:
     """Condense the largest network to the size of each smaller one."""
+    judged_by = metric_of(metric)
     database = airfoil_folder(airfoils)
     if database is None:
         raise typer.BadParameter("install aerosandbox, or say where its .dat files are", param_hint="--airfoils")
@@ -125,9 +147,14 @@ def main(
             print(line(f"trained, {name}", trained, total, pair, ""), flush=True)
             wanted[f"condensed, as {name}"] = count_parameters(onnx.load(trained)) / total
         for label, keep in sorted(wanted.items(), key=lambda item: -item[1]):
-            outcome = condense_apart(Job(largest, data, out, keep=keep, threads=threads, seed=seed))
-            failed = row(label, outcome.failed, *[""] * (len(COLUMNS) - 2))
-            print(failed if outcome.failed else line(label, out, total, pair, f"{outcome.seconds:.1f}"), flush=True)
+            started = time.monotonic()
+            try:
+                found = condense(largest, calibration=data, keep=keep, threads=threads, seed=seed, metric=judged_by)
+            except BudgetError as error:
+                print(row(label, error.text, *[""] * (len(COLUMNS) - 2)), flush=True)
+                continue
+            found.save(out)
+            print(line(label, out, total, pair, f"{time.monotonic() - started:.1f}"), flush=True)
 
 
 if __name__ == "__main__":

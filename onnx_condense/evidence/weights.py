@@ -19,6 +19,8 @@ from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, In
 
 BoolArray = npt.NDArray[np.bool_]
 
+_NOBODY = np.empty(0, np.int64)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Merged:
@@ -32,13 +34,21 @@ class _Merged:
     noise: FloatArray
 
 
-def lossless_plan(network: Network, view: ChannelView, multiples: Mapping[str, int] | None = None) -> Plan:
+def lossless_plan(
+    network: Network,
+    view: ChannelView,
+    multiples: Mapping[str, int] | None = None,
+    least: Mapping[str, int] | None = None,
+    stay: Mapping[str, IntArray] | None = None,
+) -> Plan:
     """The plan that removes everything the weights prove redundant; an empty one where that is nothing.
 
     Args:
         network: what to look through.
         view: what is known of its channels.
         multiples: by space, what widths should be multiples of; some redundant channels then stay as they are.
+        least: by space, how many channels stay at least.
+        stay: by space, positions of channels that stay in any case.
     """
     finder = _Finder(network, view)
     stands_for = finder.stands_for()
@@ -47,7 +57,7 @@ def lossless_plan(network: Network, view: ChannelView, multiples: Mapping[str, i
         stands_for = finder.without_merges_at(too_large, stands_for)
         merged = finder.merge(stands_for)
     keep = _with_survivors(view, stands_for, finder.live(merged, stands_for))
-    spared = _spared(view, keep, multiples or {})
+    spared = _spared(view, keep, multiples or {}, least or {}, stay or {})
     for part in view.parts:
         if not (keep | spared)[part].any():
             spared[part[0]] = True
@@ -235,14 +245,23 @@ def _ratio(values: Values, position: int, at: int) -> float:
     return 1.0 if values.classes[at] == CONSTANT else float(values.scale[position] / values.scale[at])
 
 
-def _spared(view: ChannelView, keep: BoolArray, multiples: Mapping[str, int]) -> BoolArray:
-    """Redundant channels [label] that stay so that widths are the next multiples, where there are enough of them."""
+def _spared(
+    view: ChannelView,
+    keep: BoolArray,
+    multiples: Mapping[str, int],
+    least: Mapping[str, int],
+    stay: Mapping[str, IntArray],
+) -> BoolArray:
+    """Redundant channels [label] that stay: asked for, or since widths are the next multiples that can be had."""
     spared = np.zeros(len(keep), np.bool_)
     for space in view.spaces:
-        gone = space.channels[~(space.pinned | keep[space.channels])]
-        missing = -(space.width - len(gone)) % multiples.get(space.name, 1)
-        if missing <= len(gone):
-            spared[gone[:missing]] = True
+        asked = space.channels[stay.get(space.name, _NOBODY)]
+        gone = space.channels[~(space.pinned | keep[space.channels] | np.isin(space.channels, asked))]
+        wanted = max(space.width - len(gone), least.get(space.name, 0))
+        rounded = wanted + -wanted % multiples.get(space.name, 1)
+        missing = (rounded if rounded <= space.width else wanted) - (space.width - len(gone))
+        spared[gone[:missing]] = True
+        spared[asked] = True
     return spared
 
 

@@ -49,12 +49,18 @@ def _cosine(shaped: Sequence[tuple[FloatArray, FloatArray]]) -> float | None:
     return float(np.concatenate(found).mean())
 
 
+def class_axis(answer: Array) -> int | None:
+    """The axis along which classes lie, or None where there are none to choose from."""
+    axis = 1 if answer.ndim >= MAPS else answer.ndim - 1
+    return axis if axis >= 1 and answer.shape[axis] >= 2 else None
+
+
 def _agreement(pairs: Pairs) -> float | None:
     """Share of equal argmax; None where nothing can be told apart by it."""
     equal = total = 0
     for y, y0, _ in pairs:
-        axis = 1 if y.ndim >= MAPS else y.ndim - 1
-        if axis < 1 or y.shape[axis] < 2:
+        axis = class_axis(y)
+        if axis is None:
             return None
         same = y.argmax(axis) == y0.argmax(axis)
         equal, total = equal + int(same.sum()), total + same.size

@@ -46,7 +46,8 @@ class WorstSample:
     """One of the samples with the largest errors.
 
     index: its place in the source that judged, in that source's order.
-    value: the root of its mean squared difference over the spread of the output (a share where elements are counted).
+    value: its error in the metric of the output; of a relative one the root of its mean squared difference over the
+        spread of the output.
     """
 
     index: int
@@ -58,12 +59,15 @@ class OutputError:
     """Error of one graph output.
 
     worst_feature: None where features are not compared.
-    interval: of `value`, 99 %, by bootstrap over samples (over groups where there are any).
+    interval: of `value`, 99 %, by bootstrap over samples (over groups where there are any); of a largest difference
+        both ends are that itself, since chance tells nothing of a maximum.
     max_abs: largest absolute difference of any element; None unless the output is float.
     cosine: between both answers to one sample, mean over the samples; None unless the output is float, or where a
         sample has a single element.
     agreement: share of equal argmax: along the last axis, of rank 4 and more along axis 1; None as for `cosine`.
     worst_samples: largest first.
+    metric: what `value` is; "changed": share of changed elements.
+    tolerance: what `value` may be; None where it is no gate.
     """
 
     name: str
@@ -74,13 +78,15 @@ class OutputError:
     cosine: float | None = None
     agreement: float | None = None
     worst_samples: tuple[WorstSample, ...] = ()
+    metric: str = "relative"
+    tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
     """The same error with both networks as they are served: optimized, on one provider.
 
-    value: the largest output error there.
+    value: the largest output error there, on the scale of the summary's tolerance.
     rounding: how far the dense network itself moves from its own answers on the CPU without optimizations; large where
         a provider computes in TF32 or fp16.
     bound: what `value` may be there: the tolerance and twice that rounding; None where there is no gate.
@@ -94,9 +100,13 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorSummary:
-    """The largest output error on samples that the search did not see, graph optimizations off.
+    """The output error nearest to its tolerance, on samples that the search did not see, graph optimizations off.
 
-    tolerance: None where the error was reported but not a gate.
+    metric: "relative", "per-feature", "max-abs", "agreement" (share of samples with another argmax), or the name of a
+        function.
+    tolerance: of that output; None where the error was reported but not a gate.
+    interval: of `value`, as of the output; None where chance tells nothing of it (a maximum).
+    output: the one that is nearest to its tolerance; None where a function judges all together.
     served: the same as the networks are served, first on the providers that were asked for, then on further ones.
     """
 
@@ -107,11 +117,16 @@ class ErrorSummary:
     back_offs: int
     outputs: tuple[OutputError, ...]
     served: tuple[Served, ...] = ()
+    interval: tuple[float, float] | None = None
+    output: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """A network that the search measured; error: upper 95 % bound on the search share."""
+    """A network that the search measured.
+
+    error: upper 95 % bound on the search share, on the scale of the tolerance of `ErrorSummary`.
+    """
 
     parameters: int
     error: float
@@ -164,6 +179,52 @@ class Latency:
         low, high = self.interval
         verdict = "faster" if low > 1.0 else "slower" if high < 1.0 else "no measurable difference"
         object.__setattr__(self, "verdict", verdict)
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthTiming:
+    """Two networks that differ in their widths, timed to see which widths run well here (`--multiple-of auto`).
+
+    ops: around the layers that were tried, joined by +. multiple: of the wider ones; finer: how many channels less the
+    other network had in each of them. batch: where that network did best. work: how many times the other's
+    multiply-accumulates the wider one takes. speedup: of the other. interval: of `speedup`, 99 %. pays: whether that is
+    less than what the work would give, for sure, and less than half of it, so that widths stop at multiples.
+    """
+
+    ops: str
+    multiple: int
+    finer: int
+    batch: int
+    work: float
+    speedup: float
+    interval: tuple[float, float]
+    pays: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontTiming:
+    """How much faster one network of a front is than the dense one; as in `Latency`."""
+
+    provider: str
+    batch: int
+    speedup: float
+    interval: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontRow:
+    """One network of a front (`--front`); error: on samples that the search did not see.
+
+    file: its name in the folder, "" where none was written. share: of the dense network's parameters.
+    """
+
+    file: str
+    share: float
+    parameters: int
+    macs: int
+    bytes: int
+    error: float
+    speedups: tuple[FrontTiming, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +294,7 @@ class Report:
     coverage: None where nothing was fitted on samples.
     curve: what the search measured, most parameters first; empty where it did not search.
     latency: empty where nothing was timed (unchanged or failed); footprint: None where it was not measured.
+    widths: what told which widths run well; empty where that was not measured.
     origin: None if it failed.
     evidence: what tells that channels are redundant, or that none is: given samples, drawn inputs (weaker: the error
     holds on such inputs only, or on the verification samples), or the weights alone (for all inputs); None: it failed.
@@ -251,6 +313,7 @@ class Report:
     curve: tuple[CurvePoint, ...] = ()
     latency: tuple[Latency, ...] = ()
     footprint: Footprint | None = None
+    widths: tuple[WidthTiming, ...] = ()
     spaces: tuple[SpaceRow, ...] = ()
     refusals: tuple[RefusalRow, ...] = ()
     evidence: Evidence | None = None

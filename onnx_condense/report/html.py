@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from onnx_condense import __version__
-from onnx_condense.report import plots, words
+from onnx_condense.report import metrics, plots, words
 from onnx_condense.report.data import Change, ErrorSummary, OutputError, Report, SpaceRow
 from onnx_condense.report.figures import Cloud, Figures, Heat
 from onnx_condense.report.terminal import scaled, share
@@ -95,6 +95,9 @@ def _content(report: Report, figures: Figures) -> dict[str, Any]:
         "clouds_more": max(len(figures.clouds) - CLOUDS, 0),
         "outputs": report.error.outputs[:OUTPUTS] if report.error else (),
         "outputs_more": max(len(report.error.outputs) - OUTPUTS, 0) if report.error else 0,
+        "meaning": metrics.meaning(words.short(report.error.metric) if report.error else metrics.RELATIVE),
+        "by_output": not report.error or report.error.metric in metrics.MEANINGS,
+        "several": len({output.tolerance for output in report.error.outputs}) > 1 if report.error else False,
         "columns": _columns(report.error.outputs if report.error else ()),
         "rounds": list(_rounds(report)),
         "reasons": _reasons(report),
@@ -137,12 +140,18 @@ def _errors(report: Report) -> Iterator[Tile]:
     tone = "limit" if error.tolerance is not None and not error.value <= error.tolerance else ""
     left = min(error.value / error.tolerance, 1.0) if error.tolerance and error.value >= 0.0 else None
     yield Tile(
-        "Relative error, unseen samples", number(error.value), detail=words.tied("; ".join(facts)), left=left, tone=tone
+        f"{metrics.title(error.metric)}, unseen samples",
+        number(error.value),
+        detail=words.tied("; ".join(facts)),
+        left=left,
+        tone=tone,
     )
 
 
 def _interval(error: ErrorSummary) -> tuple[float, float] | None:
-    """That of the output whose error counts."""
+    """That of the error that counts."""
+    if error.interval is not None or error.metric == metrics.LARGEST:
+        return error.interval
     return next((output.interval for output in error.outputs if output.value == error.value), None)
 
 
@@ -177,7 +186,15 @@ def _curve(report: Report) -> Plot | None:
     size, error = percent * report.parameters.after, report.error
     interval = _interval(error) or (error.value, error.value)
     about = f"{len(points)} networks measured; the result keeps {number(size)} % at an error of {number(error.value)}."
-    svg = plots.curve("curve", "Error against size", about, points, (size, error.value, interval), error.tolerance)
+    svg = plots.curve(
+        "curve",
+        "Error against size",
+        about,
+        points,
+        (size, error.value, interval),
+        error.tolerance,
+        metrics.title(error.metric).lower(),
+    )
     caption = (
         "Every small dot is a network that the search measured: the upper 95 % bound of its error on the search's own "
         "samples. The large dot is the result: its error on samples that the search did not see, and the 99 % interval."
@@ -197,8 +214,7 @@ def _heat(index: int, heat: Heat) -> tuple[Plot, Plot]:
 
 
 def _clouds(clouds: Sequence[Cloud], error: ErrorSummary | None) -> Iterator[Plot]:
-    values = {output.name: output.value for output in error.outputs} if error else {}
-    tolerance = error.tolerance if error else None
+    outputs = {output.name: output for output in error.outputs} if error else {}
     for i, cloud in enumerate(clouds[:CLOUDS]):
         name = words.short(cloud.output)
         about = f"Elements of {name}: the condensed network's answers against the dense one's."
@@ -206,15 +222,26 @@ def _clouds(clouds: Sequence[Cloud], error: ErrorSummary | None) -> Iterator[Plo
         if svg:
             caption = "Elements of the output on unseen samples; on the line both networks give the same answer."
             yield Plot(svg, "Dense against condensed", caption, cloud.output)
-        about = f"How many samples have which error of {name}."
-        svg = plots.histogram(
-            f"errors-{i}", "Error by sample", about, cloud.errors, values.get(cloud.output, 0.0), tolerance
-        )
-        if svg:
-            caption = (
-                "Unseen samples by their own error. What is held against the tolerance is the error of all together."
-            )
-            yield Plot(svg, "Error by sample", caption, cloud.output)
+        if histogram := _histogram(i, cloud, outputs.get(cloud.output), error):
+            yield histogram
+
+
+def _histogram(index: int, cloud: Cloud, output: OutputError | None, error: ErrorSummary | None) -> Plot | None:
+    """How many samples have which error; of classes, which change or do not, there is nothing to draw."""
+    if output is not None and output.metric == metrics.SHARE:
+        return None
+    about = f"How many samples have which error of {words.short(cloud.output)}."
+    tolerance = (output.tolerance if output else None) or _shared_tolerance(error)
+    value = output.value if output else 0.0
+    svg = plots.histogram(f"errors-{index}", "Error by sample", about, cloud.errors, value, tolerance)
+    together = "the largest" if output and output.metric == metrics.LARGEST else "the error of all together"
+    caption = f"Unseen samples by their own error. What is held against the tolerance is {together}."
+    return Plot(svg, "Error by sample", caption, cloud.output) if svg else None
+
+
+def _shared_tolerance(error: ErrorSummary | None) -> float | None:
+    """The one for all outputs, unless a function judges them: then it is not about any output alone."""
+    return error.tolerance if error and error.metric in metrics.MEANINGS else None
 
 
 def _rounds(report: Report) -> Iterator[Plot]:

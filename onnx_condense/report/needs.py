@@ -7,6 +7,11 @@ import importlib.util
 PACKAGES = ("jinja2", "matplotlib")
 
 
+def can_plot() -> bool:
+    """Whether plots can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def missing() -> str:
     """What to install for `report.html`, in words; "" if it is all there."""
     lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]

@@ -103,6 +103,7 @@ def curve(
     points: Sequence[tuple[float, float]],
     chosen: tuple[float, float, tuple[float, float]],
     tolerance: float | None,
+    label: str = "relative error",
 ) -> bool:
     """Error against size.
 
@@ -111,6 +112,7 @@ def curve(
         points: (percent of the parameters kept, error) of what the search measured.
         chosen: the same of the result, with the interval of its error.
         tolerance: drawn as a line, or None.
+        label: what the error is called.
     """
     size, error, interval = chosen
     measured = np.array([p for p in points if p[0] > 0.0 and 0.0 < p[1] < HUGE], float).reshape(-1, 2)
@@ -133,7 +135,19 @@ def curve(
     axes.annotate(
         "result", (size, error), (aside, -11), textcoords="offset points", color=ACCENT, ha=side, weight="bold"
     )
-    axes.set(xlabel="parameters kept, %", ylabel="relative error")
+    axes.set(xlabel="parameters kept, %", ylabel=label)
+    return True
+
+
+@_plot(340, 230)
+def front(figure: Figure, points: Sequence[tuple[float, float]]) -> bool:
+    """Error against size of several networks, (percent of the parameters kept, error) each."""
+    made = np.array([p for p in points if 0.0 < p[1] < HUGE], float).reshape(-1, 2)
+    axes = figure.add_subplot()
+    axes.plot(*made.T, "o-", color=ACCENT, markersize=5, linewidth=1.2)
+    _scale(axes, "x", made[:, 0].tolist())
+    _scale(axes, "y", made[:, 1].tolist())
+    axes.set(xlabel="parameters kept, %", ylabel="error")
     return True
 
 

@@ -285,14 +285,17 @@ def _method(report: Report) -> str:
 
 
 def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tuple[str, Text]]:
-    facts = [] if error.tolerance is None else [f"tolerance {error.tolerance:g}"]
+    facts = [] if error.metric == "relative" else [shortened(error.metric, 24)]
+    if error.output and len(error.outputs) > 1:
+        facts.append(f"at {shortened(error.output, 24)}")
+    facts += [] if error.tolerance is None else [f"tolerance {error.tolerance:g}"]
     facts.append(f"{error.samples:,} unseen samples")
     if coverage:
         facts.append(f"{coverage.seen:.3g} on seen ones")
     if error.back_offs:
         facts.append(f"{error.back_offs} steps back" if error.back_offs > 1 else "1 step back")
     yield "error", Text(f"{error.value:.3g}  ({', '.join(facts)})")
-    interval = next((o.interval for o in error.outputs if o.value == error.value), None)
+    interval = error.interval or next((o.interval for o in error.outputs if o.value == error.value), None)
     if interval and interval[0] < interval[1]:
         yield "99 % range", Text("{:.3g} to {:.3g}".format(*interval))
     yield from _served_rows(error)
@@ -301,7 +304,7 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
         return
     value, name, index = max(features)
     text = Text(f"{value:.3g}  (feature {index} of {shortened(name, 24)})")
-    if error.tolerance and value > WORST_FEATURE_FACTOR * error.tolerance:
+    if error.metric == "relative" and error.tolerance and value > WORST_FEATURE_FACTOR * error.tolerance:
         text.append(f" warning: above {WORST_FEATURE_FACTOR:g} x tolerance", style="yellow")
     yield "worst", text
 

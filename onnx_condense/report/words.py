@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from onnx_condense.report import metrics
 from onnx_condense.report.data import ErrorSummary, Latency, Report
 from onnx_condense.report.terminal import inert, share, shortened
 
@@ -105,7 +106,8 @@ def remarks(report: Report) -> Iterator[str]:
 
 def _accuracy(error: ErrorSummary) -> str:
     samples = f"{error.samples:,} {'sample' if error.samples == 1 else 'samples'}"
-    text = f"Its answers differ by {number(error.value)} of their spread on {samples} that the search did not see"
+    said = metrics.ACCURACY.get(error.metric, f"Its error by {short(error.metric)} is {{}}").format(number(error.value))
+    text = f"{said} on {samples} that the search did not see"
     if error.tolerance is None:
         return f"{text}."
     side = "within" if error.value <= error.tolerance else "above"
