@@ -108,7 +108,8 @@ def run(call: Call) -> None:
     """All of it, from the checks to what is printed.
 
     Raises:
-        CondenseError: see `errors`; then no file was written.
+        CondenseError: see `errors`. No file was written then, unless the last step failed: printing, or the rename of a
+            report that lies ready beside its place.
     """
     _check_options(call)
     check_source(call.source)
@@ -140,17 +141,11 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
 
     found = pipeline.condense(
         call.source,
-        calibration=call.calibration,
-        verification=call.verification,
-        tolerance=tolerances_of(call.tolerance),
         metric=RELATIVE if call.metric is None else call.metric,
         keep=call.keep,
         **call.limits,
         multiple_of=multiple_of(call.multiple_of),
         front=call.front is not None,
-        providers=call.providers,
-        threads=call.threads,
-        seed=call.seed,
         allow_slower=call.allow_slower,
         augment=call.augment,
         method=call.method,
@@ -160,12 +155,9 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
         min_width=call.min_width,
         max_cut=call.max_cut,
         plan=call.plan,
-        also_verify=call.also_verify,
-        batches=batches_of(call.batch),
-        footprint=call.tells,
         profile=call.verbose,
         dry_run=call.dry_run,
-        progress=progress,
+        **_common(call, progress),
     )
     return _with_command(call, found.report), found
 
@@ -177,19 +169,26 @@ def _verified(call: Call, progress: Progress | None) -> tuple[Report, None]:
     report = recheck(
         call.source,
         call.verify_only,
-        calibration=call.calibration,
-        verification=call.verification,
-        tolerance=tolerances_of(call.tolerance),
         metric=call.metric,
-        providers=call.providers,
-        threads=call.threads,
-        seed=call.seed,
-        also_verify=call.also_verify,
-        batches=batches_of(call.batch),
-        footprint=call.tells,
-        progress=progress,
+        **_common(call, progress),
     )
     return _with_command(call, report), None
+
+
+def _common(call: Call, progress: Progress | None) -> dict[str, Any]:
+    """What making a network and proving one again are told alike."""
+    return {
+        "calibration": call.calibration,
+        "verification": call.verification,
+        "tolerance": tolerances_of(call.tolerance),
+        "providers": call.providers,
+        "threads": call.threads,
+        "seed": call.seed,
+        "also_verify": call.also_verify,
+        "batches": batches_of(call.batch),
+        "footprint": call.tells,
+        "progress": progress,
+    }
 
 
 def _with_command(call: Call, report: Report) -> Report:

@@ -105,7 +105,7 @@ def _apart(interpreter: str, job: str) -> Taken:
     # -P: modules of ours that lie beside the script must not hide those of the standard library.
     command = [interpreter, "-P", sessions.__file__]
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, a script of ours
+        done = subprocess.run(  # noqa: S603 - a list, no shell: this interpreter and our own sessions.py
             command, input=job, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired as error:

@@ -234,7 +234,7 @@ class _Recheck:
         return self.prover.on_samples(samples, self._judging(samples, goal, shared=verification is None))
 
     def _judging(self, samples: Samples, goal: Goal, *, shared: bool) -> IntArray:
-        """Which samples judge: the same as in `pipeline`."""
+        """Which samples judge: the same as in `run`."""
         if shared and not goal.lossless:
             self.notes.append(SHARE)
             return split(samples, goal.seed).verify

@@ -60,7 +60,7 @@ def resident() -> tuple[int, int]:
     # Before getrusage, which on Linux hands the parent's peak on to a child that was started by vfork and exec.
     if {"VmRSS", "VmHWM"} <= sizes.keys():
         return sizes["VmRSS"], sizes["VmHWM"]
-    import resource  # noqa: PLC0415 - Windows has none
+    import resource  # noqa: PLC0415 - the module does not exist on Windows, where the rest must import
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak, peak

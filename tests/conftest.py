@@ -33,6 +33,6 @@ def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def real_footprint(monkeypatch: pytest.MonkeyPatch, footprint: None) -> None:  # noqa: ARG001 - after the other one
-    """Undoes it."""
+def real_footprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes it: what is autouse comes first."""
     monkeypatch.setattr(proof, "footprint", real)

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Orchestration: who calls which stage when; only these know several stages.
     (
         "pipeline",
+        "run",
         "aim",
         "autogrid",
         "bounds",

@@ -10,13 +10,14 @@ from test_metrics import affine, normal
 
 from onnx_condense.data import Source, input_specs, load
 from onnx_condense.errors import CalibrationError
-from onnx_condense.metrics import Judge, Measurement
+from onnx_condense.metrics import Judge, Measurement, OutputMeasure
 from onnx_condense.metrics.details import POINTS
 from onnx_condense.plan import FloatArray
 from onnx_condense.report.data import OutputError
 from onnx_condense.runtime import Runtime
 
 RUNTIME = Runtime(threads=1)
+OVERFLOW = (("a", 0.01, 1.0), ("b", np.inf, np.inf))
 
 
 def judge(model: onnx.ModelProto, source: Source, rows: int = 1024) -> Judge:
@@ -157,6 +158,14 @@ def test_a_cloud_of_many_elements_is_a_choice_from_all_passes() -> None:
 def test_what_answers_with_nan_is_named(bad: float, words: str) -> None:
     measured = judge(affine([1], [0]), normal(9, 1)).measure(affine([1], [bad]))
     assert measured.fault == f"output y {words}"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_error_that_overflows_is_not_passed_over(order: int) -> None:
+    outputs = [OutputMeasure(n, np.array([v]), np.array([w]), 0.0, None) for n, v, w in OVERFLOW][::order]
+    measured = Measurement(tuple(outputs), np.zeros(1, np.int64))
+    with np.errstate(invalid="ignore"):
+        assert measured.value == np.inf
 
 
 def test_a_dense_network_that_answers_with_nan_is_refused_by_sample() -> None:

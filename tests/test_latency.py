@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from providers import NEEDS_CUDA
 from scipy import stats
 
 from onnx_condense import latency
@@ -288,11 +289,6 @@ def test_a_feed_that_does_not_fit_is_an_error_of_ours() -> None:
 
 # ---- inputs and outputs that stay on a device ----
 
-NO_GPU = pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="no CUDAExecutionProvider in this ONNX Runtime",
-)
-
 
 class Binding:
     """A binding that writes down what happens to it."""
@@ -356,7 +352,7 @@ def test_a_bound_pass_copies_inputs_once_and_waits_for_outputs() -> None:
     check_bound(Runtime(threads=1), "cpu")
 
 
-@NO_GPU
+@NEEDS_CUDA
 def test_a_bound_pass_on_a_gpu() -> None:
     check_bound(Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"]), "cuda")
 
@@ -436,7 +432,7 @@ def test_bound_sessions_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(passes) > 4 * len(result.rounds)
 
 
-@NO_GPU
+@NEEDS_CUDA
 def test_timing_on_a_gpu_is_bound() -> None:
     runtime = Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert latency.device_of(mlp(30), FEED, runtime) == "cuda"
@@ -479,7 +475,7 @@ def test_a_device_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(ModelError, match="knows no device nowhere"):
         ort.bound(Runtime().session(mlp(30)), FEED, "nowhere")
     # Known by name everywhere, though only a build for it has it.
-    if NO_GPU.args != (False,):
+    if NEEDS_CUDA.args != (False,):
         with pytest.raises(ModelError, match="can't run the network on cuda"):
             ort.bound(Runtime().session(mlp(30)), FEED, "cuda")
 

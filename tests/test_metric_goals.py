@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,8 +245,8 @@ def test_a_tolerance_is_read_and_stored_and_restored() -> None:
     for patterns in ({}, {"*": 0.1, 'a "b"': 0.3}):
         assert restored(stored(0.1, patterns)) == (patterns or 0.1)
     assert restored(stored(None, {})) is None
-    for wrong in ("x", "{}", '{"y": "z"}'):
-        with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+    for wrong, words in (("x", "convert"), ("{}", "{}"), ('{"y": "z"}', '"y": "z"')):
+        with pytest.raises(ValueError, match=re.escape(words)):
             restored(wrong)
 
 

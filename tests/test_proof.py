@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from mlps import mlp, normal, plant_copies
 from onnx import helper
+from providers import NEEDS_CUDA
 
 from onnx_condense import condense, latency, profiled, proof, verify
 from onnx_condense.data import input_specs, load
@@ -197,7 +197,7 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(monkeypatch: pytes
         condense(mlp(), calibration=X, threads=1, also_verify=[AZURE])
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDAExecutionProvider")
+@NEEDS_CUDA
 def test_cuda_is_proved_within_its_own_bound() -> None:
     found = condense(mlp((3, 64, 64, 2)), calibration=X, tolerance=0.02, also_verify=["CUDAExecutionProvider"])
     assert found.report.error is not None

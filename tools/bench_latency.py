@@ -43,7 +43,7 @@ FEATURES = 32
 VERDICTS = ("no measurable difference", "faster", "slower")
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
-Batch = Annotated[list[int], typer.Option("--batch", help="Samples in a run; repeatable.")]
+Batch = Annotated[list[int] | None, typer.Option("--batch", help="Samples in a run; repeatable.")]
 Trials = Annotated[int, typer.Option(help="Comparisons of each kind.")]
 Threads = Annotated[int, typer.Option(help="0: ONNX Runtime's default.")]
 Busy = Annotated[int, typer.Option(help="Cores that other processes burn meanwhile.")]
@@ -137,7 +137,7 @@ def mlps(
     width: Annotated[int, typer.Option(help="Width of the hidden layers.")] = 1000,
     depth: Annotated[int, typer.Option(help="Hidden layers.")] = 3,
     half: Annotated[int, typer.Option(help="Width of the network in A/B; 0: half.")] = 0,
-    batch: Batch = [256],  # noqa: B006 - typer copies it
+    batch: Batch = None,
     trials: Trials = 20,
     threads: Threads = 0,
     busy: Busy = 0,
@@ -147,7 +147,9 @@ def mlps(
     dense, other = mlp(width, depth, 0), mlp(half or width // 2, depth, 1)
     print(head())
     with burning(busy):
-        for rows, (after, text) in itertools.product(batch, ((dense, "itself"), (other, f"{half or width // 2} wide"))):
+        for rows, (after, text) in itertools.product(
+            batch or [256], ((dense, "itself"), (other, f"{half or width // 2} wide"))
+        ):
             feed = {"x": np.random.default_rng(0).normal(size=(rows, FEATURES)).astype("f4")}
             name = f"{width} wide against {text}, batch {rows}, {busy} cores busy"
             print(compared(name, (dense, after), feed, runtime, rows, trials), flush=True)
@@ -157,8 +159,8 @@ def mlps(
 def networks(
     network: Annotated[Path, typer.Argument(help="A network.")],
     inputs: Annotated[Path, typer.Option(help="Inputs of it, .npz or a folder.")],
-    other: Annotated[list[Path], typer.Option(help="Compared with it; none: itself. Repeatable.")] = [],  # noqa: B006 - typer copies it
-    batch: Batch = [1],  # noqa: B006 - typer copies it
+    other: Annotated[list[Path] | None, typer.Option(help="Compared with it; none: itself. Repeatable.")] = None,
+    batch: Batch = None,
     trials: Trials = 20,
     threads: Threads = 0,
     busy: Busy = 0,
@@ -168,7 +170,7 @@ def networks(
     samples = load(inputs, input_specs(onnx.load(network, load_external_data=False).graph))
     print(head())
     with burning(busy):
-        for rows, after in itertools.product(batch, other or [network]):
+        for rows, after in itertools.product(batch or [1], other or [network]):
             (feed,) = timed_feeds(samples, np.arange(len(samples)), [rows])
             text = "itself" if after == network else after.stem
             name = f"{network.stem} against {text}, batch {rows}, {busy} cores busy"

@@ -65,7 +65,7 @@ class Judge:
         ModelError: it does not run, or an output is no tensor.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the first are by name or what is judged on
+    def __init__(  # noqa: PLR0913 - two networks' setting in full; the options by keyword
         self,
         dense: onnx.ModelProto | Path,
         samples: Samples,

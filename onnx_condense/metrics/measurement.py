@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,7 +104,9 @@ class Measurement:
     @property
     def value(self) -> float:
         """The largest output error, scaled so that all outputs may be as large as one reference."""
-        return max((o.value * o.scale for o in self.counting), default=0.0)
+        errors = [o.value * o.scale for o in self.counting]
+        # Squares may overflow to infinity over infinity; `max` alone passes over what that gives.
+        return math.inf if any(math.isnan(e) for e in errors) else max(errors, default=0.0)
 
     @property
     def counting(self) -> tuple[OutputMeasure, ...]:

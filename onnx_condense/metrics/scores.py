@@ -85,7 +85,7 @@ class Largest:
         """The largest of each."""
         return self.each
 
-    def resampled(self, weights: FloatArray, group: IntArray) -> FloatArray:  # noqa: ARG002 - that is the point
+    def resampled(self, weights: FloatArray, group: IntArray) -> FloatArray:  # noqa: ARG002 - no resample holds a larger maximum
         """The maximum itself."""
         return np.full(len(weights), self.value)
 

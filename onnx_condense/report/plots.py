@@ -342,7 +342,7 @@ def _element(figure: Figure, key: str, title: str, about: str) -> str:
     """The figure as an element of an HTML page: no identifiers but what it needs, the page's fonts and colours."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    source = ET.fromstring(buffer.getvalue())  # noqa: S314 - just written by matplotlib
+    source = ET.fromstring(buffer.getvalue())  # noqa: S314 - no foreign XML: matplotlib wrote it a line above
     root = ET.Element("svg", {"viewBox": source.attrib["viewBox"], "class": "plot", "role": "img"})
     root.set("aria-labelledby", f"{key}-title {key}-about")
     for name, text in (("title", title), ("about", about)):
