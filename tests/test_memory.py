@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 from mlps import Array, mlp, normal
 
-from onnx_condense import condense, pipeline, plan
+from onnx_condense import condense, plan, run
 from onnx_condense.data import input_specs, load
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import collect, with_itself
@@ -166,7 +166,7 @@ def test_elsewhere_nothing_is_asked_of_the_system(monkeypatch: pytest.MonkeyPatc
 
 def test_every_stage_of_a_run_begins_with_what_the_last_one_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    monkeypatch.setattr(pipeline, "release", lambda: events.append("release"))
+    monkeypatch.setattr(run, "release", lambda: events.append("release"))
     condense(mlp((3, 8, 2)), calibration=normal(60, 3), threads=1, progress=lambda stage, _: events.append(stage))
     assert events[::2] == ["release"] * (len(events) // 2)
     assert events[-1] == "done"
