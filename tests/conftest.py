@@ -22,9 +22,14 @@ def footprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "footprint", SimpleNamespace(measure=measure))
 
 
-@pytest.fixture
-def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result is twice as fast, at once: timing takes seconds, and may say no on a busy machine."""
+@pytest.fixture(autouse=True)
+def quick_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every result is twice as fast, at once: timing takes seconds, and may say no on a busy machine.
+
+    `@pytest.mark.real_timing` leaves the stopwatch in.
+    """
+    if request.node.get_closest_marker("real_timing"):
+        return
 
     def compare(*_: Any, batch: int) -> Latency:
         return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))

@@ -274,9 +274,6 @@ def once_searched(patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
 # ---- the command ----
 
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder."""

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 X = normal(300, 3)
 
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a network and samples."""
@@ -447,3 +444,13 @@ def test_loading_is_measured_in_processes_of_their_own() -> None:
     assert min(*taken["load_ms"], *taken["peak_mb"]) > 0
     # What the other tests get in its stead.
     assert taken["load_ms"] != [4.0, 2.0]
+
+
+@pytest.mark.real_timing
+def test_both_networks_are_really_timed() -> None:
+    result = call("net.onnx", "--calibration", "x.npz", "--tolerance", "0.1", "--allow-slower", "--json", "r.json")
+    assert result.exit_code == 0
+    (one, many) = json.loads(Path("r.json").read_text(encoding="utf-8"))["latency"]
+    for entry in (one, many):
+        assert len(entry["rounds"]) >= 4
+        assert len({before for before, _ in entry["rounds"]}) > 1

@@ -11,7 +11,7 @@ import pytest
 import random_convnets
 import random_nets
 from convnets import network as convnet
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlps import Net, mlp, normal, plant_copies
 from onnx import helper
@@ -109,6 +109,7 @@ def test_what_ops_like_is_no_must() -> None:
     assert [Grid(8).least(least, 8, 20) for least in (1, 8, 9, 17)] == [8, 8, 16, 20]
 
 
+@example(seed=32, number=2, calibrated=False)  # what is spared in one space costs another one a channel
 @given(seed=st.integers(0, 10**6), number=st.integers(1, 4), calibrated=st.booleans())
 @pytest.mark.parametrize("make", [random_nets.random_network, random_convnets.random_network])
 @settings(max_examples=25, deadline=None)

@@ -26,6 +26,8 @@ from onnx_condense.runtime import Runtime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.real_timing
+
 
 class FakeClock:
     """Time passes only when somebody spends it."""

@@ -16,8 +16,6 @@ from onnx_condense.model import load, serialized
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
 from onnx_condense.provenance import Provenance, plan_digest, source_digest
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
 
 def sha(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -27,9 +27,6 @@ X = normal(300, 3)
 TOLERANCE = 0.05
 
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with networks and samples."""

@@ -110,9 +110,6 @@ def test_a_field_that_nothing_describes_is_no_schema(tool: ModuleType, monkeypat
 # ---- what real runs write ----
 
 
-pytestmark = pytest.mark.usefixtures("quick_timing")
-
-
 @pytest.fixture
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and samples."""

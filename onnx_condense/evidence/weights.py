@@ -57,11 +57,10 @@ def lossless_plan(
         stands_for = finder.without_merges_at(too_large, stands_for)
         merged = finder.merge(stands_for)
     keep = _with_survivors(view, stands_for, finder.live(merged, stands_for))
-    spared = _spared(view, keep, multiples or {}, least or {}, stay or {})
-    for part in view.parts:
-        if not (keep | spared)[part].any():
-            spared[part[0]] = True
-    if spared.any():
+    spared = np.zeros(len(keep), np.bool_)
+    # What is spared in one space may cost another one channels that it had: until nothing is missing.
+    while (more := _spared(view, keep, multiples or {}, least or {}, stay or {}) & ~spared).any():
+        spared |= more
         stands_for = np.where(spared, np.arange(len(spared)), stands_for)
         merged = finder.merge(stands_for)
         # What they are made of has to stay as well.
@@ -252,7 +251,7 @@ def _spared(
     least: Mapping[str, int],
     stay: Mapping[str, IntArray],
 ) -> BoolArray:
-    """Redundant channels [label] that stay: asked for, or since widths are the next multiples that can be had."""
+    """Redundant channels [label] that stay: asked for, needed, or as widths are the next multiples that can be had."""
     spared = np.zeros(len(keep), np.bool_)
     for space in view.spaces:
         asked = space.channels[stay.get(space.name, _NOBODY)]
@@ -262,6 +261,9 @@ def _spared(
         missing = (rounded if rounded <= space.width else wanted) - (space.width - len(gone))
         spared[gone[:missing]] = True
         spared[asked] = True
+    for part in view.parts:
+        if not (keep | spared)[part].any():
+            spared[part[0]] = True
     return spared
 
 
