@@ -19,12 +19,12 @@ from onnx_condense.goal import Goal
 from onnx_condense.grid import Grid
 from onnx_condense.held import NOTHING, Held
 from onnx_condense.methods import narrower
-from onnx_condense.metrics import Judge
 from onnx_condense.model import Network
 from onnx_condense.narrowed import Narrower
 from onnx_condense.outcome import Candidate, too_little
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proof import Proof, Prover
+from onnx_condense.report.data import CurvePoint
 from onnx_condense.reuse import Reuse
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
@@ -43,18 +43,35 @@ Progress = Callable[[str, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Route:
+class Shares:
+    """Samples by their roles: what is fitted and searched on, and what judges."""
+
+    samples: Samples
+    fit: IntArray
+    search: IntArray
+    proof: Proof
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
     """A path that was found, and what its stops are made and judged with.
 
+    at: the stop that was asked for; error: upper bound of its error on the search share, where it was measured.
     furthest: the last stop that the search share allows. staged: whether refits go stage by stage.
+    gate: what errors may be on the samples that judge. exact: what the path starts from.
     """
 
     fitter: Narrower
     path: tuple[Point, ...]
+    at: int
+    error: float | None
     furthest: int
     staged: bool
+    gate: float
+    aim: Aim
     exact: Candidate | None
     proof: Proof
+    curve: tuple[CurvePoint, ...]
 
 
 class Maker:
@@ -129,18 +146,31 @@ class Maker:
             return None
         return Candidate(condensed, (plan,), proved, gate=bound if plain else self.goal.tolerance)
 
-    def fitted(
-        self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
-    ) -> Candidate | None:
+    def fitted(self, exact: Candidate | None, shares: Shares) -> Candidate | None:
         """Condensation by the method asked for, on top of the lossless step; None where nothing more can go."""
-        fitter = self._narrower(exact, samples, fit, search)
+        if self.goal.threshold is not None:
+            found = self.at_threshold(exact, shares)
+            return found and self.gated(found)
+        route = self.search(exact, shares)
+        if route is None:
+            return None
+        found = self.in_time(route) if self.bounds.pace.timed else self.within(route, route.at)[0]
+        return found and dataclasses.replace(found, curve=route.curve)
+
+    def search(self, exact: Candidate | None, shares: Shares, reach: float = 1.0) -> Route | None:
+        """A path of networks, and the stop on it that the goal asks for; None where nothing can go.
+
+        reach: how many times the tolerance errors may be.
+        """
+        fitter = self._narrower(exact, shares)
         if not fitter.spaces:
             return None
-        self._try_rewrite(fitter, proof)
+        goal = self.goal
+        if goal.tolerance is not None:
+            goal = dataclasses.replace(goal, tolerance=reach * goal.tolerance)
+        self._try_rewrite(fitter, shares.proof)
         self.progress("probing spaces", 0.3)
-        hunter = self.prover.judge(samples, search, optimize=True)
-        if self.goal.threshold is not None:
-            return self._at_threshold(fitter, hunter, search, proof)
+        hunter = self.prover.judge(shares.samples, shares.search, optimize=True)
         done = 0.35
 
         def measuring() -> None:
@@ -148,24 +178,24 @@ class Maker:
             done += 0.04
             self.progress("searching widths", min(done, 0.75))
 
-        aim = Aim(fitter, self.bounds, lambda model: self.bounds.pace.lacking(self.prover.glance(model, proof)))
-        widths = Widths(fitter, hunter, self.goal, aim, measuring, self.grid)
+        aim = Aim(fitter, self.bounds, lambda model: self.bounds.pace.lacking(self.prover.glance(model, shares.proof)))
+        widths = Widths(fitter, hunter, goal, aim, measuring, self.grid)
         path, at = widths.find()
         staged = at > 0 and widths.staged(path[at].widths)
-        ahead = widths.front(largest_error(self.goal.tolerance)) if self.goal.front else []
+        ahead = widths.front(largest_error(goal.tolerance)) if goal.front and goal.tune is None else []
         self.progress("refitting", 0.75)
-        fitter.use_all(search)
-        route = _Route(fitter, tuple(path), max(at, widths.furthest), staged, exact, proof)
-        found = self._in_time(route, aim, at) if self.bounds.pace.timed else self._within(route, at)[0]
+        fitter.use_all(shares.search)
         for stop in ahead:
-            self.progress("making the front", 0.88)
-            self.front.append(self._proved(fitter, stop.widths, widths.staged(stop.widths), exact, 0, proof))
-        return found and dataclasses.replace(found, curve=widths.curve)
+            self.progress("making the front", 0.76)
+            self.front.append(self._proved(fitter, stop.widths, widths.staged(stop.widths), exact, 0, shares.proof))
+        furthest, error = max(at, widths.furthest), widths.measured(path[at].widths)
+        return Route(
+            fitter, tuple(path), at, error, furthest, staged, goal.gate, aim, exact, shares.proof, widths.curve
+        )
 
-    def _narrower(
-        self, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, reuse: Reuse | None = None
-    ) -> Narrower:
-        """What narrows the network, or what the lossless step made of it, by the method asked for or a saved plan."""
+    def _narrower(self, exact: Candidate | None, shares: Shares, reuse: Reuse | None = None) -> Narrower:
+        """What narrows the network, or what an earlier step made of it, by the method asked for or a saved plan."""
+        samples, fit, search = shares.samples, shares.fit, shares.search
         network = Network(exact.model) if exact else self.network
         view = self.held.view(network) if exact else self.view
         self.progress("collecting moments", 0.1)
@@ -179,22 +209,14 @@ class Maker:
         self.notes += notes
         return fitter
 
-    def reused(
-        self, reuse: Reuse, exact: Candidate | None, samples: Samples, fit: IntArray, search: IntArray, proof: Proof
-    ) -> Candidate:
-        """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by.
-
-        Raises:
-            BudgetError: it is not within the tolerance.
-        """
-        fitter = self._narrower(exact, samples, fit, search, reuse)
+    def reused(self, reuse: Reuse, exact: Candidate | None, shares: Shares) -> Candidate:
+        """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by."""
+        fitter = self._narrower(exact, shares, reuse)
         self.notes += reuse.told_anew(fitter.anew)
         widths = [s.width - len(e.order) for s, e in zip(fitter.spaces, fitter.eliminations, strict=True)]
         self.progress("refitting", 0.75)
-        fitter.use_all(search)
-        found = self._proved(fitter, widths, reuse.staged, exact, 0, proof)
-        if found.proved.excess(self.goal.gate) > 1.0:
-            raise BudgetError("plan", reuse.missed(found.proved.worst(self.goal.gate), self.goal))
+        fitter.use_all(shares.search)
+        found = self._proved(fitter, widths, reuse.staged, exact, 0, shares.proof)
         return dataclasses.replace(found, plans=(*found.plans[:-1], reuse.told(found.plans[-1], found.names)))
 
     def _try_rewrite(self, fitter: Narrower, proof: Proof) -> None:
@@ -209,14 +231,16 @@ class Maker:
             plan, model = fitter.plan(widths, sequential=False)
             self.prover.check(fitter.network, fitter.view, plan, model, proof)
 
-    def _within(self, route: _Route, at: int) -> tuple[Candidate | None, int]:
-        """The first candidate from a stop back towards the dense network that stays within the tolerance; its stop."""
-        back_offs = 0
+    def within(self, route: Route, at: int, gate: float | None = None) -> tuple[Candidate | None, int]:
+        """The first candidate from a stop back towards the dense network that stays within a gate; its stop.
+
+        gate: what errors may be; None: the route's.
+        """
+        back_offs, gate = 0, route.gate if gate is None else gate
         while at > 0:
             self.progress("verifying", 0.85)
-            widths = route.path[at].widths
-            found = self._proved(route.fitter, widths, route.staged, route.exact, back_offs, route.proof)
-            excess = found.proved.excess(self.goal.gate)
+            found = self.made(route, at, back_offs)
+            excess = found.proved.excess(gate)
             if excess <= 1.0:
                 little = too_little(route.fitter.network, found, self.goal)
                 self.notes += [little] if little else []
@@ -227,11 +251,16 @@ class Maker:
             at = back_off(route.path, at, excess, back_offs)
         return None, 0
 
-    def _in_time(self, route: _Route, aim: Aim, at: int) -> Candidate | None:
+    def made(self, route: Route, at: int, back_offs: int = 0) -> Candidate:
+        """The candidate of one stop."""
+        return self._proved(route.fitter, route.path[at].widths, route.staged, route.exact, back_offs, route.proof)
+
+    def in_time(self, route: Route) -> Candidate | None:
         """The first candidate that also meets the limits on time for sure; the fastest one where none does."""
         tried: list[tuple[float, Candidate]] = []
+        at = route.at
         for _ in range(TIMINGS):
-            found, at = self._within(route, at)
+            found, at = self.within(route, at)
             if found is None:
                 break
             self.progress("timing", 0.87)
@@ -241,29 +270,38 @@ class Maker:
             # What verification gave back was narrower already.
             if lacking <= 1.0 or found.back_offs or at >= route.furthest:
                 break
-            at = aim.narrower(route.path, at, route.furthest, lacking)
+            at = route.aim.narrower(route.path, at, route.furthest, lacking)
         return min(tried, key=lambda pair: pair[0], default=(0.0, None))[1]
 
-    def _at_threshold(self, fitter: Narrower, hunter: Judge, search: IntArray, proof: Proof) -> Candidate | None:
-        """What a threshold merges, no less and no more; None where that saves nothing.
-
-        Raises:
-            BudgetError: its error is larger than the tolerance.
-        """
+    def at_threshold(self, exact: Candidate | None, shares: Shares) -> Candidate | None:
+        """What a threshold merges, no less and no more; None where that saves nothing."""
+        fitter = self._narrower(exact, shares)
         widths = [s.width - len(e.order) for s, e in zip(fitter.spaces, fitter.eliminations, strict=True)]
         if widths == [s.width for s in fitter.spaces]:
             return None
+        self._try_rewrite(fitter, shares.proof)
+        self.progress("probing spaces", 0.3)
+        hunter = self.prover.judge(shares.samples, shares.search, optimize=True)
         staged = self.goal.fits and better_refit(fitter, hunter, widths)[0]
         self.progress("refitting", 0.75)
-        fitter.use_all(search)
+        fitter.use_all(shares.search)
         self.progress("verifying", 0.85)
-        found = self._proved(fitter, widths, staged, None, 0, proof)
+        found = self._proved(fitter, widths, staged, exact, 0, shares.proof)
+        before = exact.parameters if exact else self.parameters
+        return found if found.parameters < before else None
+
+    def gated(self, found: Candidate) -> Candidate:
+        """What a threshold gave, where that is within the tolerance.
+
+        Raises:
+            BudgetError: it is not.
+        """
         if found.proved.excess(self.goal.gate) > 1.0:
             gate = "any bound" if self.goal.tolerance is None else f"--tolerance {self.goal.said}"
             error = found.proved.worst(self.goal.gate)
             text = f"--threshold gives an error of {error}, above {gate}: give a larger threshold"
             raise BudgetError("threshold", text)
-        return found if found.parameters < self.parameters else None
+        return found
 
     def _proved(
         self,
@@ -281,6 +319,9 @@ class Maker:
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
         names = {s.name: old.get(s.writers, s.name) for s in fitter.view.spaces}
+        earlier = exact.names if exact else {}
         rows = {names.get(name, name): count for name, count in fitter.rows_per_channel(widths).items()}
-        found = Candidate(condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, names, rows)
+        found = Candidate(
+            condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, {**earlier, **names}, rows
+        )
         return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None)

@@ -168,6 +168,24 @@ def main(  # noqa: PLR0913  # the signature is the command line
         tuple[Path, Path] | None,
         typer.Option(metavar="A B", help="Print what two saved plans do differently, and nothing else."),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Train OUT to answer as IN does, without labels; smaller before (extra: tune)."),
+    ] = False,
+    tune_minutes: Annotated[
+        float | None, typer.Option(metavar="X", help="Time of all training; default 3, or --tune-steps alone.")
+    ] = None,
+    tune_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of each training; the same steps give the same OUT.")
+    ] = None,
+    tune_data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="More inputs to train on, as --calibration."),
+    ] = None,
+    tune_loss: Annotated[
+        str, typer.Option(metavar="NAME", help="mse, features, l1, or kl of classes; default as --metric asks for.")
+    ] = "auto",
+    rounds: Annotated[int, typer.Option(metavar="N", help="Condense and train in turn, so many times.")] = 1,
     verify_only: Annotated[
         Path | None,
         typer.Option(metavar="CONDENSED", readable=False, help="Write no network: repeat the proof for this one."),
@@ -226,6 +244,12 @@ def main(  # noqa: PLR0913  # the signature is the command line
         max_cut=max_cut,
         plan=plan,
         save_plan=save_plan,
+        tune=tune,
+        tune_minutes=tune_minutes,
+        tune_steps=tune_steps,
+        tune_data=tune_data,
+        tune_loss=tune_loss,
+        rounds=rounds,
         verify_only=verify_only,
         report=report,
     )

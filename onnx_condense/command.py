@@ -21,6 +21,7 @@ from onnx_condense.goal import batches_of, thresholds_of
 from onnx_condense.limits import Limits, count_of, multiple_of
 from onnx_condense.paths import check_new_folder, check_source, check_writable, ready, same_file, status_of
 from onnx_condense.report.data import Report
+from onnx_condense.tuning import tune_of
 from onnx_condense.yardstick import RELATIVE, tolerances_of, wish_for
 
 PROGRAM = "onnx-condense"
@@ -68,6 +69,12 @@ class Call:
     max_cut: float | None
     plan: Path | None
     save_plan: Path | None
+    tune: bool
+    tune_minutes: float | None
+    tune_steps: int | None
+    tune_data: Path | None
+    tune_loss: str
+    rounds: int
     verify_only: Path | None
     report: Path | None
 
@@ -81,6 +88,12 @@ class Call:
         counts = {name: getattr(self, name) for name in ("max_parameters", "max_macs", "max_bytes")}
         counts = {name: count_of(f"--{name.replace('_', '-')}", text) for name, text in counts.items()}
         return {**counts, "max_latency": self.max_latency, "speedup": self.speedup}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The options about training, by name."""
+        names = ("tune", "tune_minutes", "tune_steps", "tune_data", "tune_loss", "rounds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def json_file(self) -> Path | None:
@@ -155,6 +168,7 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
         min_width=call.min_width,
         max_cut=call.max_cut,
         plan=call.plan,
+        **call.training,
         profile=call.verbose,
         dry_run=call.dry_run,
         **_common(call, progress),
@@ -236,10 +250,13 @@ def _check_options(call: Call) -> None:
     if call.plan is not None and call.metric is not None and not call.tolerance:
         raise UsageError("metric", NO_TOLERANCE)
     _check_sizes(call)
+    given = {name.removeprefix("tune_"): value for name, value in call.training.items()}
+    tune_of(**given | {"data": call.tune_data is not None})
     wish_for(tolerances_of(call.tolerance), RELATIVE if call.metric is None else call.metric)
     # Drawn inputs lie in no file; where one has that name it is meant.
     calibration = None if call.calibration is None else Path(call.calibration)
     inputs = {"IN": call.source, "--calibration": calibration, "--verification": call.verification, "--plan": call.plan}
+    inputs["--tune-data"] = call.tune_data
     if call.verify_only is not None:
         _check_verify_only(call)
         inputs["--verify-only"] = call.verify_only
@@ -288,6 +305,7 @@ def _check_verify_only(call: Call) -> None:
         "--plan": call.plan is not None,
         "--save-plan": call.save_plan is not None,
         **dict.fromkeys(Control(call.include, call.exclude, call.min_width, call.max_cut).given(), True),
+        "--tune": call.tune,
         "--allow-slower": call.allow_slower,
         "--force": call.force,
     }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from onnx_condense.control import EVERYTHING, Control
 from onnx_condense.errors import UsageError
 from onnx_condense.limits import AUTO, NO_LIMITS, Limits, Multiple
+from onnx_condense.tuning import Tune
 from onnx_condense.yardstick import RELATIVE, Metric, check_known, metric_name, said
 
 CONDENSATION = ("condensation", "condensation-refit")
@@ -37,6 +38,7 @@ class Goal:
     control: what is left alone.
     limits: on size and speed, beside `keep`. multiple_of: what narrowed widths are multiples of; None: what runs well.
     front: whether networks of other sizes are made as well.
+    tune: how the result is trained; None: not at all.
     """
 
     tolerance: float | None
@@ -56,6 +58,7 @@ class Goal:
     limits: Limits = NO_LIMITS
     multiple_of: Multiple = None
     front: bool = False
+    tune: Tune | None = None
 
     @property
     def fits(self) -> bool:
@@ -158,6 +161,8 @@ def check_goal(asked: Goal, *, calibrated: bool, verified: bool, planned: bool =
         text = f"--metric {name} and --tolerance 0 exclude each other: exact steps are judged by rounding"
         raise UsageError("metric", text)
     _check_sizes(dataclasses.replace(asked, tolerance=tolerance))
+    if tolerance == 0.0 and asked.tune is not None:
+        raise UsageError("tune", "--tune and --tolerance 0 exclude each other: exact steps leave nothing to train")
     if tolerance == 0.0 and not planned:
         _check_lossless(asked)
     return dataclasses.replace(asked, tolerance=tolerance, threshold=cosines)
@@ -178,6 +183,8 @@ def _check_without_samples(asked: Goal, *, verified: bool) -> None:
         raise UsageError("front", "--front needs --calibration: there is nothing to fit smaller networks on")
     if asked.multiple_of == AUTO:
         raise UsageError("multiple-of", "--multiple-of auto needs --calibration: there is nothing to time")
+    if asked.tune is not None:
+        raise UsageError("tune", "--tune needs --calibration: there is nothing to train on")
     if asked.batches:
         raise UsageError("batch", "--batch needs --calibration: drawn inputs are timed as they are drawn")
     if verified:

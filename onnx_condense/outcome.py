@@ -33,6 +33,8 @@ from onnx_condense.report.data import (
     RefusalRow,
     Report,
     SpaceRow,
+    Tuning,
+    TuningRound,
 )
 from onnx_condense.report.figures import Cloud, Figures
 from onnx_condense.yardstick import metric_name
@@ -52,6 +54,8 @@ class Candidate:
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
     curve: what the search for it measured. staged: whether its readers were refitted stage by stage; None: not at all.
     latency: its timings, if it was timed on the way.
+    trained: what the last training did, also where it was given back; tuned: whether its weights are those of a
+    training. tuning: all of it, for the report.
     """
 
     model: onnx.ModelProto
@@ -65,11 +69,19 @@ class Candidate:
     curve: tuple[CurvePoint, ...] = ()
     latency: tuple[Latency, ...] = ()
     staged: bool | None = None
+    trained: TuningRound | None = None
+    tuned: bool = False
+    tuning: Tuning | None = None
 
     @property
     def parameters(self) -> int:
         """As `cost.count_parameters`."""
         return count_parameters(self.model)
+
+    @property
+    def steps(self) -> int:
+        """Of the last training, if its weights are there; else 0."""
+        return self.trained.steps if self.trained and self.tuned else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +169,7 @@ def condensed_report(
         bytes=Change(size, len(serialized(candidate.model))),
         error=error_summary(candidate.proved, goal, samples, candidate.gate, candidate.back_offs),
         coverage=candidate.coverage,
+        tuning=candidate.tuning,
         curve=tuple(dataclasses.replace(p, error=p.error * candidate.proved.unit) for p in candidate.curve),
         latency=tuple(latency),
         footprint=footprint,

@@ -21,6 +21,8 @@ from onnx_condense.reuse import document_of, goal_by, wish_by
 from onnx_condense.run import Run
 from onnx_condense.runtime import CPU, Runtime, limited_threads
 from onnx_condense.synthetic import wish_of
+from onnx_condense.tuning import AUTO as AUTO_LOSS
+from onnx_condense.tuning import tune_of
 from onnx_condense.yardstick import RELATIVE, Metric, Tolerance, wish_for
 
 Calibration = Any
@@ -57,6 +59,12 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     min_width: int | None = None,
     max_cut: float | None = None,
     plan: Document | str | os.PathLike[str] | None = None,
+    tune: bool = False,
+    tune_minutes: float | None = None,
+    tune_steps: int | None = None,
+    tune_data: Calibration = None,
+    tune_loss: str = AUTO_LOSS,
+    rounds: int = 1,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Condensed:
@@ -102,6 +110,14 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         max_cut: no layer loses more than this share of its channels.
         plan: a saved plan (`Condensed.save_plan`) of this network, or of one with other weights: which channels go is
             taken from it, nothing is searched; tolerance and metric are the plan's unless one of them is given.
+        tune: train what was condensed to answer as the dense network does, without labels (extra: tune). It may then be
+            narrower before that; it is given back where it does not get better.
+        tune_minutes: wall time of all training; 3 where neither this nor `tune_steps` is given.
+        tune_steps: of each training; the same steps give the same network on the same machine.
+        tune_data: more inputs to train on, as `calibration`; what judges the result is left out of them.
+        tune_loss: "mse" (the square of the relative error), "features" (of each feature), "l1", or "kl" of classes; by
+            default what goes with the metric.
+        rounds: condense and train so many times in turn; with `front` the networks of all rounds come out.
         dry_run: noted in the report; nothing is written here in any case.
         progress: called with a stage and the share of the work done.
 
@@ -132,6 +148,14 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         limits=Limits(max_parameters, max_macs, max_bytes, max_latency, speedup),
         multiple_of=multiple_of,
         front=front,
+        tune=tune_of(
+            tune=tune,
+            minutes=tune_minutes,
+            steps=tune_steps,
+            data=tune_data is not None,
+            loss=tune_loss,
+            rounds=rounds,
+        ),
     )
     asked = goal_by(given[0], asked) if given else asked
     there = {"calibrated": calibration is not None, "verified": verification is not None}
@@ -146,6 +170,8 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
         if run.reuse and run.reuse.idle:
             found = run.as_it_is(f"{run.reuse.label} leaves every layer as it is")
         else:
-            found = run.without_samples() if calibration is None else run.on_samples(calibration, verification)
+            found = (
+                run.without_samples() if calibration is None else run.on_samples(calibration, verification, tune_data)
+            )
     seconds = time.monotonic() - started
     return dataclasses.replace(found, report=dataclasses.replace(found.report, dry_run=dry_run, seconds=seconds))

@@ -84,6 +84,7 @@ class Document:
 
     version: of this package. plan_sha256: of the plan with its weights, None where nothing was done.
     method: what chose the channels. refit: "staged", "at once", or None where nothing was fitted.
+    trained: steps of the last training after the refit, 0: none.
     goal: what was asked for. error: as verified; None where nothing was done.
     """
 
@@ -92,6 +93,7 @@ class Document:
     plan_sha256: str | None
     method: str
     refit: str | None
+    trained: int
     goal: Asked
     error: float | None
     spaces: tuple[SpacePlan, ...]
@@ -166,6 +168,8 @@ class _Reader:
             raise self._fault("is no plan: it has no `schema`")
         if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
             raise self._fault(f"is a plan of form {data['schema']!r}; this version reads form {SCHEMA}")
+        # Plans that were saved before there was training do not tell.
+        data = {"trained": 0, **data}
         self._fields(data, "", ("schema", *_names(Document)))
         spaces = tuple(self._space(item, i) for i, item in enumerate(self._list(data["spaces"], "spaces")))
         for twice in _repeated(s.name for s in spaces):
@@ -178,6 +182,7 @@ class _Reader:
             plan_sha256=None if data["plan_sha256"] is None else self._text(data["plan_sha256"], "plan_sha256"),
             method=self._text(data["method"], "method"),
             refit=data["refit"],
+            trained=self._count(data["trained"], "trained"),
             goal=self._asked(data["goal"]),
             error=self._number(data["error"], "error"),
             spaces=spaces,

@@ -169,6 +169,12 @@ class Prover:
         self._served = [runtime, *(other for other in others if other.providers[0] != runtime.providers[0])]
         self._plain = self._exact(runtime)
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """How much a squared error of each output counts, by name: more where less is allowed."""
+        by = self._by or Yardstick()
+        return {output: by.scale(output) ** 2 for output in self._network.outputs}
+
     def _on(self, provider: str, threads: int) -> Runtime:
         runtime = Runtime(tuple(dict.fromkeys((provider, *CPU))), threads, option="--also-verify")
         # ONNX Runtime goes on silently on the CPU where a provider can't start.

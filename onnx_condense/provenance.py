@@ -37,6 +37,7 @@ class Provenance:
     version: of this package. source_sha256: see `source_digest`. plan_sha256: see `plan_digest`.
     error: as verified, three digits; "0" of exact steps. tolerance: what it had to stay within (`yardstick.stored`);
     "" if it was no gate. metric: what both are in; networks written before there were metrics do not tell.
+    trained: steps of the last training, "0": none; networks written before there was training do not tell.
     """
 
     version: str
@@ -45,12 +46,13 @@ class Provenance:
     error: str
     tolerance: str
     metric: str = RELATIVE
+    trained: str = "0"
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Provenance | None:
         """As found in a network; None where it carries none, or not all of it."""
         stored = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
-        stored.setdefault("metric", RELATIVE)
+        stored = {"metric": RELATIVE, "trained": "0"} | stored
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: stored[name] for name in names}) if all(name in stored for name in names) else None
 
@@ -62,17 +64,19 @@ class Provenance:
             model.metadata_props.add(key=key, value=value)
 
 
-def provenance(source_sha256: str, plans: Sequence[Plan], error: float, goal: Goal) -> Provenance:
-    """Of a network that plans have made of a source."""
+def provenance(source_sha256: str, plans: Sequence[Plan], error: float, goal: Goal, trained: int = 0) -> Provenance:
+    """Of a network that plans have made of a source; trained: steps of training after them."""
     gate = stored(goal.tolerance, goal.tolerances)
     # What exact steps change is rounding, whose digits are the processor's.
     told = "0" if plans and all(plan.kind == "lossless" for plan in plans) else f"{error:.3g}"
-    return Provenance(__version__, source_sha256, plan_digest(plans), told, gate, metric_name(goal.metric))
+    return Provenance(
+        __version__, source_sha256, plan_digest(plans), told, gate, metric_name(goal.metric), str(trained)
+    )
 
 
 def largest_stamp(goal: Goal) -> int:
     """Bytes that the provenance adds to a network, at most."""
-    longest = dataclasses.replace(provenance("0" * 64, (), -1.23e-300, goal), plan_sha256="0" * 64)
+    longest = dataclasses.replace(provenance("0" * 64, (), -1.23e-300, goal, 10**12), plan_sha256="0" * 64)
     empty = onnx.ModelProto()
     longest.stamp(empty)
     return empty.ByteSize()

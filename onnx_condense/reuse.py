@@ -147,6 +147,7 @@ def saved(origins: Origins, goal: Goal, candidate: Candidate | None) -> Document
         plan_sha256=plan_digest(plans) if plans else None,
         method=goal.method,
         refit=staged,
+        trained=candidate.steps if candidate else 0,
         goal=_asked(goal),
         error=candidate.proved.error if candidate else None,
         spaces=tuple(_spaces(origins, plans, candidate.names if candidate else {})),
@@ -163,7 +164,9 @@ def _spaces(origins: Origins, plans: Sequence[Plan], names: Mapping[str, str]) -
     view, layers = origins.view, Layers(origins.network, origins.view)
     exact = kept_channels([p for p in plans if p.kind == "lossless"], {})
     kept = kept_channels(plans, names)
-    mixed = {names.get(r.space, r.space): len(r.into) for p in plans for r in p.rotations}
+    turned = {names.get(r.space, r.space) for p in plans for r in p.rotations}
+    lefts = {names.get(s.space, s.space): len(s.keep) for p in plans for s in p.selections}
+    mixed = {name: lefts[name] for name in turned}
     errors = {names.get(name, name): error for p in plans for name, error in p.errors.items()}
     _check_told(view, plans, names, kept.keys() | mixed.keys())
     for space in view.spaces:
@@ -299,10 +302,10 @@ class Reuse:
     def missed(self, error: str, goal: Goal) -> str:
         """What to say where the result is not within the tolerance; error: its, in words."""
         gate = f"a tolerance of {goal.said}" if goal.said else "any bound"
-        return (
-            f"--plan {self.label} gives an error of {error} with these weights, above {gate}: "
-            "give a larger --tolerance, or search anew without --plan"
-        )
+        text = f"--plan {self.label} gives an error of {error} with these weights, above {gate}: "
+        if self.document.trained and goal.tune is None:
+            return f"{text}it was trained after the fit, so give --tune, or a larger --tolerance"
+        return f"{text}give a larger --tolerance, or search anew without --plan"
 
     # ---- matching ----
 

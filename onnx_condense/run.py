@@ -6,14 +6,14 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from onnx_condense import coverage
 from onnx_condense.autogrid import measured_grid
-from onnx_condense.candidates import Maker, Progress
+from onnx_condense.candidates import Maker, Progress, Shares
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import BudgetError, CalibrationError
@@ -25,15 +25,20 @@ from onnx_condense.limits import AUTO
 from onnx_condense.methods import thresholds
 from onnx_condense.model import Network, inlined
 from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchanged_report, why_unchanged
-from onnx_condense.plan import Plan
+from onnx_condense.plan import IntArray, Plan
 from onnx_condense.plans import Document
 from onnx_condense.proof import Proof, Prover
 from onnx_condense.provenance import origin, provenance, result_digest, source_digest
 from onnx_condense.report.data import Evidence, Latency, Reason, Report, WidthTiming
 from onnx_condense.reuse import Origins, Reuse, saved
+from onnx_condense.rounds import Rounds
 from onnx_condense.runtime import Runtime, Session, release
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples
+from onnx_condense.tuner import Tuner, check_trainable
 from onnx_condense.yardstick import yardstick
+
+if TYPE_CHECKING:
+    from onnx_condense.tune import Teacher
 
 Calibration = Any
 
@@ -80,15 +85,18 @@ class Run:
         verification = self.prover.on_drawn(self.goal.seed)
         return self._finished(self._exact(plan, verification), verification)
 
-    def on_samples(self, calibration: Calibration, verification: Calibration) -> Condensed:
-        """From evidence to the report, on samples of the user."""
+    def on_samples(self, calibration: Calibration, verification: Calibration, further: Calibration = None) -> Condensed:
+        """From evidence to the report, on samples of the user; further: more inputs to train on."""
+        if self.goal.tune is not None:
+            check_trainable(self.network)
         self.progress("looking at the weights", 0.02)
         thresholds(self.network, self.view, self.goal)  # refuses patterns that name nothing before any work is done
         session = self.runtime.session(self.prover.dense)
         specs = input_specs(self.network.proto.graph)
         samples = self._samples(calibration, session, judged=verification is None)
         judged_by = samples if verification is None else load_samples(verification, specs)
-        for source in dict.fromkeys((samples, judged_by)):
+        further = None if further is None else load_samples(further, specs)
+        for source in dict.fromkeys(s for s in (samples, judged_by, further) if s is not None):
             self.notes += source.notes
             check_independent(source, session, self.network.proto.graph)
         del session  # it holds all weights once more
@@ -102,24 +110,55 @@ class Run:
             text = f"verification: {len(judged_by)} samples, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
-        proof = self.prover.on_samples(judged_by, shares.verify if verification is None else np.arange(len(judged_by)))
+        judged = shares.verify if verification is None else np.arange(len(judged_by))
+        proof = self.prover.on_samples(judged_by, judged)
         self.notes += proof.judge.notes
         self._time_widths(proof)
         # Other methods are shown alone: see `methods`.
         plan = self.reuse.exact if self.reuse else self.maker.aligned_plan()
         exact = self.maker.lossless(plan, proof) if self.goal.method == "fit" else None
-        if self.reuse is None:
-            fitted = self.maker.fitted(exact, samples, shares.fit, shares.search, proof)
-        elif exact and self.reuse.complete:
-            fitted = None
-        else:
-            fitted = self.maker.reused(self.reuse, exact, samples, shares.fit, shares.search, proof)
-            exact = None
+        roles = Shares(samples, shares.fit, shares.search, proof)
+        fitted = self._fitted(exact, roles, self._tuner(roles, further, (judged_by, judged)))
+        exact = None if self.reuse and not self.reuse.complete else exact
         if fitted and fitted.rows:
             fitted, notes = coverage.covered(fitted, self.prover, samples, shares.fit, proof, self.goal.seed)
             self.notes += notes
         found = self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
         return dataclasses.replace(found, front=self._front(exact, proof)) if self.goal.front else found
+
+    def _fitted(self, exact: Candidate | None, shares: Shares, tuner: Tuner | None) -> Candidate | None:
+        """What goes further than exact steps, by a search or a saved plan; None where nothing does.
+
+        Raises:
+            BudgetError: what a saved plan makes is not within the tolerance.
+        """
+        rounds = None if tuner is None else Rounds(self.maker, tuner, shares)
+        if self.reuse is None:
+            found = self.maker.fitted(exact, shares) if rounds is None else rounds.run(exact)
+        elif exact and self.reuse.complete:
+            return None
+        else:
+            found = rounds.reused(self.reuse, exact) if rounds else self.maker.reused(self.reuse, exact, shares)
+        self.notes += tuner.notes if tuner else ()
+        if self.reuse and found and found.proved.excess(self.goal.gate) > 1.0:
+            raise BudgetError("plan", self.reuse.missed(found.proved.worst(self.goal.gate), self.goal))
+        return found
+
+    def _tuner(self, shares: Shares, further: Samples | None, judged: tuple[Samples, IntArray]) -> Tuner | None:
+        """What trains, if that was asked for; further: more inputs; judged: what nothing may be trained on."""
+        goal, tune = self.goal, self.goal.tune
+        if tune is None:
+            return None
+
+        def teach() -> Teacher:
+            from onnx_condense.tune import Source, Teacher
+
+            loss = tune.loss_for(goal.metric)
+            roles = (shares.samples, shares.fit, shares.search)
+            more: dict[str, Any] = {"more": further, "apart": [Source(*judged)], "weights": self.prover.weights}
+            return Teacher(self.prover.dense, *roles, self.runtime, loss, **more)
+
+        return Tuner(goal, tune, teach, self.progress)
 
     def _time_widths(self, proof: Proof) -> None:
         """See which widths run well here, if that was asked for."""
@@ -135,7 +174,7 @@ class Run:
         # The tolerance was no gate for them, and most are beyond it.
         told = dataclasses.replace(self.goal, tolerance=None, tolerances={})
         for candidate in (made := [*own, *self.maker.front]):
-            provenance(self.source_sha256, candidate.plans, candidate.proved.error, told).stamp(candidate.model)
+            self._stamp(candidate, told)
         self.progress("timing the front", 0.95)
         return tuple(members(made, self.parameters, lambda c: self.prover.time(c.model, proof)))
 
@@ -211,8 +250,7 @@ class Run:
 
     def _going_out(self, candidate: Candidate, timings: Sequence[Latency], proof: Proof) -> Condensed:
         """A candidate with its provenance and the report about it."""
-        stamp = provenance(self.source_sha256, candidate.plans, candidate.proved.error, self.goal)
-        stamp.stamp(candidate.model)
+        self._stamp(candidate, self.goal)
         footprint = self.prover.weigh(candidate.model, proof) if self.goal.footprint else None
         if isinstance(footprint, Reason):
             self.notes.append(f"load time and memory were not measured: {footprint.text}")
@@ -234,6 +272,10 @@ class Run:
         found = self._answer(candidate.model, candidate, report, result_digest(candidate.model, self.network))
         clouds, kept = candidate.proved.measured.clouds(), kept_channels(candidate.plans, candidate.names)
         return dataclasses.replace(found, clouds=clouds, kept=kept)
+
+    def _stamp(self, candidate: Candidate, goal: Goal) -> None:
+        error, steps = candidate.proved.error, candidate.steps
+        provenance(self.source_sha256, candidate.plans, error, goal, steps).stamp(candidate.model)
 
     def _unchanged(self, reason: Reason) -> Condensed:
         report = unchanged_report(self.network, self.view, reason)

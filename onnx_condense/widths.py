@@ -97,6 +97,10 @@ class Widths:
         self.furthest = last if self._goal.tolerance is None else self._search(path)
         return self._aim.stop(path, self.furthest) if self._aim.sized else self.furthest
 
+    def measured(self, widths: Sequence[int]) -> float | None:
+        """The upper bound of the error that the search found at some widths; None where it did not look."""
+        return self._errors.get(tuple(widths))
+
     def front(self, error: float) -> list[budget.Point]:
         """Stops of the front up to an error, on the path that the goal was searched on."""
         path = self._first

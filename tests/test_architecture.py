@@ -55,8 +55,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rechecking",
         "reuse",
         "reading",
-        "turning",
+        "rounds",
         "synthetic",
+        "tune",
+        "tuner",
+        "tuning",
+        "turning",
         "widths",
     ),
     (
@@ -100,7 +104,13 @@ DOORS: dict[str, frozenset[str]] = {
     "rich": frozenset({"report.terminal"}),
     "matplotlib": frozenset({"report.plots"}),
     "jinja2": frozenset({"report.html"}),
-    "torch": frozenset(),
+    "torch": frozenset(
+        f"tune.{name}"
+        for name in (
+            *("distil", "losses", "network", "soap", "step"),
+            *("lower_conv", "lower_math", "lower_resize", "lower_shape"),
+        )
+    ),
 }
 
 

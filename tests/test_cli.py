@@ -165,6 +165,8 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
         "--plan",
         "p.json",
     ]
+    extra += ["--tune", "--tune-minutes", "1.5", "--tune-steps", "9", "--tune-data", "t", "--tune-loss", "l1"]
+    extra += ["--rounds", "2"]
     result = call(
         "net.onnx", "o.onnx", *options, "--providers", "A, B", "--seed", "7", "--allow-slower", "--dry-run", *extra
     )
@@ -199,6 +201,12 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
             "min_width": 8,
             "max_cut": 0.5,
             "plan": Path("p.json"),
+            "tune": True,
+            "tune_minutes": 1.5,
+            "tune_steps": 9,
+            "tune_data": Path("t"),
+            "tune_loss": "l1",
+            "rounds": 2,
             "footprint": True,
             "profile": True,
             "dry_run": True,

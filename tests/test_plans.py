@@ -28,6 +28,7 @@ PLAN = Document(
     "cc",
     "fit",
     "staged",
+    120,
     Asked("relative", 0.01, {"--keep": 0.5}, 8, 0, 0),
     0.0093,
     (
@@ -38,7 +39,7 @@ PLAN = Document(
 )
 VARIANTS = [
     PLAN,
-    dataclasses.replace(PLAN, refit=None, plan_sha256=None, error=None, spaces=()),
+    dataclasses.replace(PLAN, refit=None, trained=0, plan_sha256=None, error=None, spaces=()),
     dataclasses.replace(PLAN, goal=dataclasses.replace(PLAN.goal, tolerance={"y": 0.5, "*": 1e-300}, multiple_of=None)),
     dataclasses.replace(PLAN, goal=dataclasses.replace(PLAN.goal, tolerance=None, multiple_of="auto")),
 ]
@@ -96,9 +97,16 @@ def test_the_schema_has_the_fields_of_the_document() -> None:
         part = SCHEMA if not place else SCHEMA["$defs"].get(place) or SCHEMA["properties"][place]
         names = [f.name for f in dataclasses.fields(kind)]
         assert list(part["properties"]) == (["schema"] if not place else []) + names
-        assert part["required"] == list(part["properties"])
+        # Plans that were saved before there was training do not tell of any.
+        assert part["required"] == [name for name in part["properties"] if place or name != "trained"]
         assert part["additionalProperties"] is False
         assert all("description" in p for p in part["properties"].values())
+
+
+def test_a_plan_without_training_may_leave_it_out() -> None:
+    data = json.loads(PLAN.text())
+    del data["trained"]
+    assert read_plan(json.dumps(data), "p.json") == dataclasses.replace(PLAN, trained=0)
 
 
 # ---- what is no plan ----

@@ -77,14 +77,17 @@ class Judged:
         return [f"{e:.4f}" for e in errors], f"{inside:.4f} ({100 * self.covered.mean():.1f} %)"
 
 
-def line(label: str, network: Path, total: int, sets: tuple[Judged, Judged], seconds: str) -> str:
-    """One row of the table."""
+def cells(network: Path, total: int, sets: tuple[Judged, Judged]) -> list[str]:
+    """What COLUMNS say of a network, but for its name and the seconds; total: parameters of the largest one."""
     again, elsewhere = sets
     count = count_parameters(onnx.load(network))
     (other, lift, _), inside = elsewhere.cells(network)
-    return row(
-        label, f"{count:,}", f"{100 * count / total:.1f}", *again.cells(network)[0], other, inside, lift, seconds
-    )
+    return [f"{count:,}", f"{100 * count / total:.1f}", *again.cells(network)[0], other, inside, lift]
+
+
+def line(label: str, network: Path, total: int, sets: tuple[Judged, Judged], seconds: str) -> str:
+    """One row of the table."""
+    return row(label, *cells(network, total, sets), seconds)
 
 
 def lift_error(dense: Mapping[str, Array], condensed: Mapping[str, Array]) -> Array:

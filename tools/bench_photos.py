@@ -31,10 +31,15 @@ ROWS = 16
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+def pictures(count: int) -> list[Path]:
+    """The first photographs of installed packages; every other one is condensed on."""
+    return [path for package, files in PHOTOS.items() for path in inside(package, *files)][:count]
+
+
 @app.command()
 def make(out: Path, photographs: int = 16, seed: int = 0) -> None:
     """Write the three sets as .npz."""
-    paths = [path for package, files in PHOTOS.items() for path in inside(package, *files)][:photographs]
+    paths = pictures(photographs)
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     for name, part, count in zip(

@@ -157,6 +157,36 @@ class Coverage:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuningRound:
+    """One training.
+
+    parameters: of the network. bare, error: before and after it, on the samples that judge. steps, seconds: it took.
+    """
+
+    parameters: int
+    bare: float
+    error: float
+    steps: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Training of the condensed network on the dense one's answers (`--tune`).
+
+    bare: the error before the last training. steps, seconds: of all trainings, also of what was not kept.
+    loss: "mse", "features", "l1" or "kl". samples: trained on. rounds: the trainings that led to the result, in order.
+    """
+
+    bare: float
+    steps: int
+    seconds: float
+    loss: str
+    samples: int
+    rounds: tuple[TuningRound, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Latency:
     """Paired timing of both networks: medians over rounds in ms, speedup = before / after with its 99 % interval.
 
@@ -292,6 +322,7 @@ class Report:
 
     macs: multiply-accumulates of one pass, symbolic sizes counted as 1 (a fixed batch as it is).
     coverage: None where nothing was fitted on samples.
+    tuning: None where nothing was trained.
     curve: what the search measured, most parameters first; empty where it did not search.
     latency: empty where nothing was timed (unchanged or failed); footprint: None where it was not measured.
     widths: what told which widths run well; empty where that was not measured.
@@ -310,6 +341,7 @@ class Report:
     bytes: Change | None = None
     error: ErrorSummary | None = None
     coverage: Coverage | None = None
+    tuning: Tuning | None = None
     curve: tuple[CurvePoint, ...] = ()
     latency: tuple[Latency, ...] = ()
     footprint: Footprint | None = None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Report,
         Served,
         SpaceRow,
+        Tuning,
     )
 
 SPACE_ROWS = 20
@@ -269,6 +270,7 @@ def _summary_rows(report: Report) -> Iterator[tuple[str, Text]]:
             yield label, Text(f"{before} -> {after}  ({share(change)})")
     if report.error:
         yield from _error_rows(report.error, report.coverage)
+    yield from _tuning_rows(report.tuning) if report.tuning else ()
     for latency in report.latency:
         yield f"batch {latency.batch}", _latency_text(latency)
     if report.footprint:
@@ -307,6 +309,13 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
     if error.metric == "relative" and error.tolerance and value > WORST_FEATURE_FACTOR * error.tolerance:
         text.append(f" warning: above {WORST_FEATURE_FACTOR:g} x tolerance", style="yellow")
     yield "worst", text
+
+
+def _tuning_rows(tuning: Tuning) -> Iterator[tuple[str, Text]]:
+    """What training did to the error, round by round, and what it took."""
+    told = [f"{r.bare:.3g} -> {r.error:.3g}{'' if r.error < r.bare else ' (given back)'}" for r in tuning.rounds]
+    facts = f"{tuning.steps:,} steps, {tuning.seconds:.0f} s, {tuning.samples:,} samples, {tuning.loss}"
+    yield "training", Text(f"{'; '.join(told)}  ({facts})")
 
 
 def _served_rows(error: ErrorSummary) -> Iterator[tuple[str, Text]]:
