@@ -102,6 +102,7 @@ class Rounds:
         if found is None or found.proved.excess(self._gate) <= 1.0:
             return found
         # The size is too small for the tolerance: what is within it tells what can be reached.
+        self._missed(found)
         return self._maker.within(route, route.at, self._gate)[0]
 
     def _to_tolerance(self, route: Route) -> Candidate | None:
@@ -114,6 +115,7 @@ class Rounds:
             if at == 0:
                 break
             found = self._train(self._maker.made(route, at))
+            self._missed(found)
             excess = found.proved.excess(self._gate)
             if excess <= 1.0:
                 best = found
@@ -126,6 +128,12 @@ class Rounds:
                 break
             at = wanted if best is not None else min(wanted, at - 1)
         return best or self._maker.within(route, _stop(route, last * tolerance / reached), self._gate)[0]
+
+    def _missed(self, found: Candidate) -> None:
+        """Say what training could not do, where it could not."""
+        if found.proved.excess(self._gate) > 1.0:
+            text = f"training brought {found.parameters:,} parameters to an error of {found.proved.worst(self._gate)}"
+            self._tuner.notes.append(f"{text}, which is not within the tolerance: given back")
 
 
 def _stop(route: Route, error: float) -> int:

@@ -74,7 +74,7 @@ class Tuner:
             self._teacher = self._teach()
             if self._teacher.left_out:
                 self.notes.append(
-                    f"{self._teacher.left_out} samples of --tune-data judge the result: left out of training"
+                    f"{self._teacher.left_out} samples of --tune-data are among those that search or judge: left out"
                 )
         minutes = None if self._tune.minutes is None else self._tune.minutes * share
         recipe = Recipe(minutes, self._tune.steps, self._goal.seed)

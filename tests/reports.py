@@ -21,6 +21,8 @@ from onnx_condense.report.data import (
     Served,
     SpaceRow,
     ThinSpace,
+    Tuning,
+    TuningRound,
     WorstFeature,
     WorstSample,
 )
@@ -72,6 +74,14 @@ def full(name: str = "hidden/Gemm") -> Report:
         bytes=Change(1_833_860, 561_624),
         error=ErrorSummary("relative", 0.0042, 0.01, 819, 2, (output, other), served),
         coverage=Coverage(0.0036, 812, grouped=True, thin=(ThinSpace(name, 7.5),)),
+        tuning=Tuning(
+            0.0163,
+            3100,
+            61.5,
+            "mse",
+            7654,
+            (TuningRound(200_000, 0.0051, 0.0021, 1000, 20.0), TuningRound(138_102, 0.0163, 0.0042, 2100, 41.5)),
+        ),
         curve=tuple(CurvePoint(456_254 - 40_000 * i, 0.0008 * 1.6**i) for i in range(9)),
         latency=(timing(1.1, 1.3), timing(2.5, 2.9, batch=256)),
         footprint=Footprint("CPUExecutionProvider", (14.0, 6.0), (20.0, 9.5)),
@@ -126,7 +136,9 @@ def failed(name: str = "hidden/Gemm") -> Report:
 
 def verified(name: str = "hidden/Gemm") -> Report:
     """A proof repeated for two files that lie there."""
-    return dataclasses.replace(full(name), status="verified", spaces=(), refusals=(), curve=(), coverage=None)
+    return dataclasses.replace(
+        full(name), status="verified", spaces=(), refusals=(), curve=(), coverage=None, tuning=None
+    )
 
 
 def figures(name: str = "hidden/Gemm", *, points: int = 400, channels: int = 24) -> Figures:

@@ -158,6 +158,7 @@ TOLD = (
     *("Verification asked 2 times", "0.0123 (no. 3)", "0.31 0.999987 99.51 %", "1417 (0.0815)"),
     *("CPU 0.0043 1e\N{MINUS SIGN}7 0.01 within", "hidden/Gemm 0.02 0.002 0.014 above"),
     *("fitted on 812 0.0036 never seen 819 0.0042", "at: hidden/Gemm (7.5 rows each)", "Samples that belong together"),
+    "200,000 0.0051 0.0021 1,000 138,102 0.0163 0.0042 2,100",
     # times, widths, what had to stay
     "256 CPU (2 threads) 2 1 2.69\N{MULTIPLICATION SIGN} 2.50 to 2.90 faster",
     *("by hidden/Gemm:0 and 1 more 800 → 217 0.0031 1.25 → 0.375"),
@@ -171,7 +172,19 @@ TOLD = (
 def test_everything_is_told() -> None:
     page = page_of(full(), figures())
     assert page.section_ids() == [
-        *("curve", "widths", "condensation", "accuracy", "served", "speed", "refusals", "coverage", "notes", "origin")
+        *(
+            "curve",
+            "widths",
+            "condensation",
+            "accuracy",
+            "served",
+            "speed",
+            "refusals",
+            "training",
+            "coverage",
+            "notes",
+            "origin",
+        )
     ]
     for text in TOLD:
         assert text in page.text, text
@@ -185,6 +198,7 @@ def test_everything_is_told() -> None:
         ("accuracy served", {"error": None}),
         ("speed", {"latency": ()}),
         ("refusals", {"refusals": ()}),
+        ("training", {"tuning": None}),
         ("coverage", {"coverage": None}),
         ("notes", {"notes": ()}),
         ("origin", {"origin": None}),

@@ -194,7 +194,7 @@ def lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         np.savez(inputs, x=RNG.normal(size=(60, 3)).astype("f4"))
         told: Any = referee
         setting = Played(net, inputs)
-        table = reproduce.Table(setting, asked, told, setting.judge(), tmp_path)
+        table = reproduce.Table(setting, asked, told, setting.judge(), tmp_path, None)
         table.dense()
         table.all()
         rows = [[c.strip() for c in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
@@ -258,3 +258,22 @@ def test_the_dense_network_is_made_only_where_a_file_is_missing(
     files[2].touch()
     reproduce.ensure(tmp_path, "other.yaml", 3, 0)
     assert len(asked) == 1
+
+
+def test_networks_are_followed_to_where_they_get_but_not_beyond_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = RNG.uniform(-1, 1, (10, 2)).astype("f4")
+    given[0] = 1.0
+    np.savez(tmp_path / "given.npz", state=given, group=np.arange(10))
+    steps = 2 * combustion.EVERY
+    paths = {"one": np.full((3, steps, 2), 0.5, "f4"), "two": np.full((3, steps, 2), 1.4, "f4")}
+    paths["two"][1:, combustion.EVERY :] = 1.6
+    monkeypatch.setattr(combustion, "mixtures", lambda *_: None)
+    monkeypatch.setattr(combustion, "rolled", lambda network, *_: Rollout(np.zeros(1), paths[network.name]))
+    scaling: Any = None
+    roller = combustion.Roller(None, scaling, 3, steps, 0)
+    out = roller.more(tmp_path / "given.npz", [Path("one"), Path("two")], tmp_path / "more.npz")
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["state"], [*given, *[[0.5, 0.5]] * 6, *[[1.4, 1.4]] * 4], rtol=1e-6)
+        assert found["group"].tolist() == [*range(10), 10, 10, 11, 11, 12, 12, 13, 13, 14, 15]

@@ -101,7 +101,7 @@ class Table:
             bare = None
             with self._told(label, seed):
                 bare = self._row(label, seed, self._setting.bare(size, seed, method))
-            if not self._asked.tune or bare is None:
+            if not self._asked.tune:
                 continue
             setting, tuned = self._taught(bare), None
             with self._told(f"{label}, tuned", seed):
@@ -115,14 +115,13 @@ class Table:
             with self._told(f"from scratch, {100 * size:g} %", seed):
                 self._row(f"from scratch, {100 * size:g} %", seed, setting.scratch(tuned, seed), told=True)
 
-    def _taught(self, bare: Path) -> Setting:
-        """With states that the dense and the bare network get into to tune on besides."""
+    def _taught(self, bare: Path | None) -> Setting:
+        """With states that the dense and the bare network, if there is one, get into to tune on besides."""
         if self._roller is None or self._setting.more is None:
             return self._setting
-        out = self._folder / "more_rolled.npz"
-        return dataclasses.replace(
-            self._setting, more=self._roller.more(self._setting.more, [self._setting.network, bare], out)
-        )
+        networks = [self._setting.network, *([bare] if bare else [])]
+        more = self._roller.more(self._setting.more, networks, self._folder / "more_rolled.npz")
+        return dataclasses.replace(self._setting, more=more)
 
     @contextlib.contextmanager
     def _told(self, label: str, seed: int) -> Iterator[None]:

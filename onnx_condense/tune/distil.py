@@ -1,8 +1,8 @@
 """The training loop: a student's weights moved so that it answers as its teacher does.
 
 SOAP (see `soap`) with a short warm-up, since the student starts near an optimum that full steps would leave, and cosine
-decay. The rate is the largest of a few that a short schedule of its own recovers from. What counts is the loss on samples
-that are not trained on: its best state is what comes out, the first one included.
+decay. The rate is the largest of a few that a short schedule of its own recovers from. What counts is the loss on
+samples that are not trained on: its best state is what comes out, the first one included.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx
 import torch
 
 from onnx_condense.cost import count_macs
+from onnx_condense.errors import ModelError
 from onnx_condense.model import Network
 from onnx_condense.runtime import Array, Feed, run
 from onnx_condense.tune.network import Torched
@@ -29,7 +30,7 @@ RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 TRIAL, TRIAL_STEPS, RECOVERED = 0.05, 150, 16.0
 WARM_UP = 0.02
 # The samples that tell when to stop are looked at so often, and training stops early once it was in vain for so long.
-LOOKS, PATIENCE = 50, 0.35
+LOOKS, PATIENCE = 50, 0.5
 # Samples of a step: as many as keep it short, within these bounds.
 STEP_MACS, LEAST_ROWS, MOST_ROWS = 2**30, 16, 256
 # Longer gradients are cut: one odd batch must not throw the student off.
@@ -80,7 +81,7 @@ def distil(student: onnx.ModelProto, teacher: Teacher, recipe: Recipe, progress:
         progress: called with the share of the work done and words about it.
 
     Raises:
-        ModelError: part of it can't be trained through, or nothing is there to train.
+        ModelError: part of it can't be trained through, or nothing is there to train that an output depends on.
     """
     threads = torch.get_num_threads()
     if teacher.runtime.threads:
@@ -163,7 +164,8 @@ class _Training:
 
         Which rate does best on a short schedule tells little of a long one: that always likes smaller ones.
         """
-        return next((r for r in RATES[:-1] if self._tried(r, start) <= RECOVERED * before), RATES[-1])
+        bound = RECOVERED * before if math.isfinite(before) else 0.0
+        return next((r for r in RATES[:-1] if self._tried(r, start) <= bound), RATES[-1])
 
     def _tried(self, rate: float, start: State) -> float:
         """The loss after a short schedule; infinite where it breaks down."""
@@ -196,6 +198,9 @@ class _Training:
         count = sum(lesson.count for lesson in lessons)
         for lesson in lessons:
             loss = self._loss(lesson) * (lesson.count / count)
+            if not loss.requires_grad:
+                text = "--tune: no output that varies depends on a weight that can be trained; leave it away"
+                raise ModelError("tune", text)
             torch.autograd.backward(loss)
         length = torch.nn.utils.clip_grad_norm_(self._module.parameters(), LONGEST)
         if math.isfinite(length):

@@ -20,6 +20,8 @@ from onnx_condense.runtime import Array
 EACH, MOST, MOST_BYTES = 4, 32768, 2**29
 # The near one is the nearest of so many that are drawn.
 DRAWN = 64
+# Features that are compared, about.
+COMPARED = 512
 # Samples that are compared at a time, in elements of the inputs.
 BAND = 2**22
 
@@ -51,7 +53,8 @@ def _between(array: Array, ones: IntArray, others: IntArray, part: FloatArray) -
 def _near(samples: Rows, ones: IntArray, rows: IntArray, rng: np.random.Generator) -> IntArray:
     """For each of some samples the position in `rows` of one that is near it, features over their spread."""
     flat = np.concatenate([a[rows].reshape(len(rows), -1) for a in samples.arrays.values()], axis=1)
-    flat = flat.astype(np.float32)
+    # Every so many features tell as well who is near, in a fraction of the time.
+    flat = flat[:, :: max(1, flat.shape[1] // COMPARED)].astype(np.float32)
     spread = flat.std(axis=0)
     flat /= np.where(spread > 0, spread, 1.0)
     place = {int(row): at for at, row in enumerate(rows)}
