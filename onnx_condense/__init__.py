@@ -18,7 +18,7 @@ from onnx_condense.errors import (
 if TYPE_CHECKING:
     from onnx_condense.outcome import Condensed
     from onnx_condense.pipeline import condense
-    from onnx_condense.rechecking import recheck
+    from onnx_condense.proving.rechecking import recheck
     from onnx_condense.report.data import Report
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LAZY = {"Condensed": "outcome", "condense": "pipeline", "recheck": "rechecking", "Report": "report.data"}
+_LAZY = {"Condensed": "outcome", "condense": "pipeline", "recheck": "proving.rechecking", "Report": "report.data"}
 
 
 def __getattr__(name: str) -> Any:

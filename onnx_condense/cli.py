@@ -258,8 +258,8 @@ def main(  # noqa: PLR0913  # the signature is the command line
 
 def _compared(context: typer.Context, plans: tuple[Path, Path]) -> int:
     """Print what two plans do differently; the exit code."""
-    from onnx_condense.plans import compare, load_plan
     from onnx_condense.report.terminal import emit, inert
+    from onnx_condense.saved.plans import compare, load_plan
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
     named = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]

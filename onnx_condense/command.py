@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onnx_condense.control import Control
 from onnx_condense.errors import UsageError
-from onnx_condense.goal import batches_of, thresholds_of
-from onnx_condense.limits import Limits, count_of, multiple_of
+from onnx_condense.options.control import Control
+from onnx_condense.options.goal import batches_of, thresholds_of
+from onnx_condense.options.limits import Limits, count_of, multiple_of
+from onnx_condense.options.tuning import tune_of
+from onnx_condense.options.yardstick import RELATIVE, tolerances_of, wish_for
 from onnx_condense.paths import check_new_folder, check_source, check_writable, ready, same_file, status_of
 from onnx_condense.report.data import Report
-from onnx_condense.tuning import tune_of
-from onnx_condense.yardstick import RELATIVE, tolerances_of, wish_for
 
 PROGRAM = "onnx-condense"
 STDOUT = "-"
@@ -177,7 +177,7 @@ def _condensed(call: Call, progress: Progress | None) -> tuple[Report, Any]:
 
 
 def _verified(call: Call, progress: Progress | None) -> tuple[Report, None]:
-    from onnx_condense.rechecking import recheck
+    from onnx_condense.proving.rechecking import recheck
 
     assert call.verify_only is not None
     report = recheck(
@@ -236,7 +236,7 @@ def _save(path: Path, condensed: Any) -> None:
 
 
 def _save_front(folder: Path, name: str, condensed: Any) -> None:
-    from onnx_condense.front import save_front
+    from onnx_condense.search.front import save_front
 
     save_front(condensed, name, folder)
 

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnx_condense.external import byte_count
-from onnx_condense.model import Network
+from onnx_condense.network.external import byte_count
+from onnx_condense.network.model import Network
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops import macs
 from onnx_condense.plan import PINNED, ChannelView, IntArray
-from onnx_condense.shapes import Shape
 
 # Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
 _LEARNED = {

@@ -24,8 +24,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from onnx_condense.errors import UsageError
-from onnx_condense.external import Key, byte_count, external_files, is_external, refer, stored_tensors
-from onnx_condense.model import PROTOBUF_LIMIT, Network, serialized
+from onnx_condense.network.external import Key, byte_count, external_files, is_external, refer, stored_tensors
+from onnx_condense.network.model import PROTOBUF_LIMIT, Network, serialized
 from onnx_condense.paths import same_file, status_of
 
 # Smaller tensors stay in the network: a file of their own would save nothing, and readers want them at once.

@@ -14,7 +14,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from onnx_condense.evidence.directions import APART, Directions
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.plan import FloatArray, IntArray, Plan
 from onnx_condense.report.figures import Heat
 from onnx_condense.spaces import find_spaces

@@ -12,15 +12,15 @@ import onnx
 from onnx_condense import ops
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.errors import UsageError
-from onnx_condense.external import external_files
 from onnx_condense.files import copy_unchanged, save_condensed
-from onnx_condense.goal import Goal
 from onnx_condense.heat import heats
-from onnx_condense.model import Network, serialized
+from onnx_condense.network.external import external_files
+from onnx_condense.network.model import Network, serialized
+from onnx_condense.options.goal import Goal
+from onnx_condense.options.yardstick import metric_name
 from onnx_condense.paths import put_text
 from onnx_condense.plan import ChannelView, IntArray, Plan
-from onnx_condense.plans import Document
-from onnx_condense.proof import Proved
+from onnx_condense.proving.proof import Proved
 from onnx_condense.report.data import (
     Change,
     Coverage,
@@ -37,7 +37,7 @@ from onnx_condense.report.data import (
     TuningRound,
 )
 from onnx_condense.report.figures import Cloud, Figures
-from onnx_condense.yardstick import metric_name
+from onnx_condense.saved.plans import Document
 
 # A fit has to save half a percent of the parameters or of the multiply-accumulates.
 WORTH = 0.995

@@ -10,20 +10,20 @@ from typing import Any
 
 import onnx
 
-from onnx_condense.candidates import Progress
-from onnx_condense.control import Control
-from onnx_condense.goal import Goal, Threshold, by_pattern, check_goal
-from onnx_condense.limits import Limits, Multiple
-from onnx_condense.model import load
+from onnx_condense.network.model import load
+from onnx_condense.options.control import Control
+from onnx_condense.options.goal import Goal, Threshold, by_pattern, check_goal
+from onnx_condense.options.limits import Limits, Multiple
+from onnx_condense.options.tuning import AUTO as AUTO_LOSS
+from onnx_condense.options.tuning import tune_of
+from onnx_condense.options.yardstick import RELATIVE, Metric, Tolerance, wish_for
 from onnx_condense.outcome import Condensed
-from onnx_condense.plans import Document
-from onnx_condense.reuse import document_of, goal_by, wish_by
 from onnx_condense.run import Run
 from onnx_condense.runtime import CPU, Runtime, limited_threads
+from onnx_condense.saved.plans import Document
+from onnx_condense.saved.reuse import document_of, goal_by, wish_by
+from onnx_condense.search.candidates import Progress
 from onnx_condense.synthetic import wish_of
-from onnx_condense.tuning import AUTO as AUTO_LOSS
-from onnx_condense.tuning import tune_of
-from onnx_condense.yardstick import RELATIVE, Metric, Tolerance, wish_for
 
 Calibration = Any
 

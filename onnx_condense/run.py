@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnx_condense import coverage
-from onnx_condense.autogrid import measured_grid
-from onnx_condense.candidates import Maker, Progress, Shares
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import BudgetError, CalibrationError
-from onnx_condense.front import Member, members
-from onnx_condense.goal import Goal
+from onnx_condense.fit.methods import thresholds
 from onnx_condense.heat import kept_channels
-from onnx_condense.held import held_by
-from onnx_condense.limits import AUTO
-from onnx_condense.methods import thresholds
-from onnx_condense.model import Network, inlined
+from onnx_condense.network.model import Network, inlined
+from onnx_condense.options.goal import Goal
+from onnx_condense.options.held import held_by
+from onnx_condense.options.limits import AUTO
+from onnx_condense.options.yardstick import yardstick
 from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchanged_report, why_unchanged
 from onnx_condense.plan import IntArray, Plan
-from onnx_condense.plans import Document
-from onnx_condense.proof import Proof, Prover
-from onnx_condense.provenance import origin, provenance, result_digest, source_digest
+from onnx_condense.proving import coverage
+from onnx_condense.proving.proof import Proof, Prover
+from onnx_condense.proving.provenance import origin, provenance, result_digest, source_digest
 from onnx_condense.report.data import Evidence, Latency, Reason, Report, WidthTiming
-from onnx_condense.reuse import Origins, Reuse, saved
-from onnx_condense.rounds import Rounds
 from onnx_condense.runtime import Runtime, Session, release
+from onnx_condense.saved.plans import Document
+from onnx_condense.saved.reuse import Origins, Reuse, saved
+from onnx_condense.search.autogrid import measured_grid
+from onnx_condense.search.candidates import Maker, Progress, Shares
+from onnx_condense.search.front import Member, members
+from onnx_condense.search.rounds import Rounds
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples
 from onnx_condense.tuner import Tuner, check_trainable
-from onnx_condense.yardstick import yardstick
 
 if TYPE_CHECKING:
     from onnx_condense.tune import Teacher

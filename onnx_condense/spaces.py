@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnx_condense import ops
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.plan import (
     PINNED,
     ChannelSpace,

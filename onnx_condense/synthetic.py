@@ -23,7 +23,7 @@ from onnx_condense.data.samples import make_feeds
 from onnx_condense.draw import LARGER, MOST, PLAIN, SIZES, Drawer, Look
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.evidence.running import Memory, running_statistics
-from onnx_condense.model import Network, inlined
+from onnx_condense.network.model import Network, inlined
 from onnx_condense.runtime import Runtime, Session, run
 
 WORD = "synthetic"

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import onnx
 
 from onnx_condense.errors import DefectError
-from onnx_condense.goal import Goal
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal
+from onnx_condense.options.tuning import Tune
 from onnx_condense.outcome import Candidate
-from onnx_condense.proof import Proof
+from onnx_condense.proving.proof import Proof
+from onnx_condense.proving.verify import check_graph
 from onnx_condense.report.data import Tuning, TuningRound
-from onnx_condense.tuning import Tune
-from onnx_condense.verify import check_graph
 
 if TYPE_CHECKING:
     from onnx_condense.tune import Teacher

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.plan import ChannelView, Plan
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, run

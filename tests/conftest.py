@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from onnx_condense import footprint as real
-from onnx_condense import latency, proof
+from onnx_condense.proving import footprint as real
+from onnx_condense.proving import latency, proof
 from onnx_condense.report.data import Footprint, Latency
 
 

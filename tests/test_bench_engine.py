@@ -15,7 +15,7 @@ from bench_engine import Case, Sweeper, chosen_widths
 
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import input_specs, load
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 

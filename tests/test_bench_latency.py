@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import bench_latency
 
-from onnx_condense import latency
+from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import Feed
 

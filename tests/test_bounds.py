@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 from mlps import Net, mlp, normal, plant_copies
 from onnx.external_data_helper import convert_model_to_external_data
 
-from onnx_condense import condense, latency
-from onnx_condense.aim import Aim
-from onnx_condense.bounds import Bounds, Pace, slowest
-from onnx_condense.budget import SpaceCurve, greedy_path
+from onnx_condense import condense
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError
-from onnx_condense.goal import Goal
-from onnx_condense.limits import Limits, count_of
-from onnx_condense.methods import Merger, orders_of
-from onnx_condense.model import Network
+from onnx_condense.fit.methods import Merger, orders_of
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal
+from onnx_condense.options.limits import Limits, count_of
+from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
+from onnx_condense.search.aim import Aim
+from onnx_condense.search.bounds import Bounds, Pace, slowest
+from onnx_condense.search.budget import SpaceCurve, greedy_path
 from onnx_condense.spaces import find_spaces
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from onnx_condense.cli import app
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network
 from onnx_condense.plan import ChannelView, IntArray, Plan, ReaderUpdate
 from onnx_condense.rewrite import apply_plan
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from reports import HOSTILE, figures, full, timing, unchanged
 
-from onnx_condense import condense, footprint, latency
+from onnx_condense import condense
+from onnx_condense.proving import footprint, latency
 from onnx_condense.report import html
 from onnx_condense.report.data import Footprint, Latency, Report
 from onnx_condense.report.figures import Figures

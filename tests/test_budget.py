@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_condense import budget
-from onnx_condense.budget import Point, SpaceCurve, back_off, greedy_path, search
+from onnx_condense.search import budget
+from onnx_condense.search.budget import Point, SpaceCurve, back_off, greedy_path, search
 
 
 def curve(

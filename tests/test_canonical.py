@@ -16,7 +16,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from onnx_condense import condense
 from onnx_condense.errors import ModelError
-from onnx_condense.model import load, serialized
+from onnx_condense.network.model import load, serialized
 
 NODE = helper.make_node
 PLAIN = Form()

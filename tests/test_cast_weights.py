@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense import condense
 from onnx_condense.cost import count_parameters
-from onnx_condense.model import Network, load, serialized
+from onnx_condense.network.model import Network, load, serialized
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
+from onnx_condense.proving.verify import OWN, masked, rounding_level
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import OWN, masked, rounding_level
 
 NODE = helper.make_node
 EPS = {np.float16: 2.0**-10, ml_dtypes.bfloat16: 2.0**-7, np.float32: 2.0**-23}

@@ -18,9 +18,9 @@ from onnx_condense.data import input_specs, load
 from onnx_condense.evidence import moments
 from onnx_condense.evidence.columns import Builder, Columns, Window, arranged, unarranged
 from onnx_condense.evidence.moments import PREFIX, Pair, collect, count_rows, side_by_side, with_itself
-from onnx_condense.model import Network
+from onnx_condense.fit.reading import find_readers
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Moments
-from onnx_condense.reading import find_readers
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.spaces import find_spaces
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_condense.compensate import factorized, mean_variance, refit
+from onnx_condense.fit.compensate import factorized, mean_variance, refit
 from onnx_condense.plan import FloatArray, IntArray, Moments
 
 TINY = 1e-12

@@ -18,9 +18,9 @@ from builders import mlp as written
 from mlps import Array, Net
 
 from onnx_condense.errors import UsageError
-from onnx_condense.goal import Goal, by_pattern, check_goal
-from onnx_condense.methods import Merger, Orders, orders_of
-from onnx_condense.model import Network
+from onnx_condense.fit.methods import Merger, Orders, orders_of
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal, by_pattern, check_goal
 from onnx_condense.plan import Plan
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.spaces import find_spaces

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from onnx_condense import condense
 from onnx_condense.cli import app
-from onnx_condense.control import Control
 from onnx_condense.errors import UsageError
-from onnx_condense.goal import METHODS
-from onnx_condense.model import Network
-from onnx_condense.naming import Layers
+from onnx_condense.network.model import Network
+from onnx_condense.options.control import Control
+from onnx_condense.options.goal import METHODS
+from onnx_condense.options.naming import Layers
 from onnx_condense.outcome import Condensed
 from onnx_condense.spaces import find_spaces
 

@@ -10,7 +10,7 @@ from builders import lossless
 from onnx.backend.test.case.node import collect_testcases
 
 from onnx_condense.errors import ModelError
-from onnx_condense.model import load, serialized
+from onnx_condense.network.model import load, serialized
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FILES = sorted(DATA.rglob("*.onnx"))

@@ -13,7 +13,7 @@ from mlps import Array, Net, mlp
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense.cost import WidthCosts, count_macs, count_parameters
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import find_spaces

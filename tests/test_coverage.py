@@ -10,9 +10,9 @@ import pytest
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.coverage import ROWS, notes, seen
 from onnx_condense.metrics import Measurement
-from onnx_condense.proof import Prover
+from onnx_condense.proving.coverage import ROWS, notes, seen
+from onnx_condense.proving.proof import Prover
 from onnx_condense.report.data import Coverage
 
 Array = Any

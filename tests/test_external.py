@@ -19,12 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import onnx_condense
-from onnx_condense import files, model
+from onnx_condense import files
 from onnx_condense.cli import app
 from onnx_condense.errors import ModelError, UsageError
-from onnx_condense.external import Source, byte_count, external_files, external_tensors, stored_tensors
 from onnx_condense.files import copy_unchanged, save_condensed, weights_of
-from onnx_condense.model import inlined, load, serialized
+from onnx_condense.network import model
+from onnx_condense.network.external import Source, byte_count, external_files, external_tensors, stored_tensors
+from onnx_condense.network.model import inlined, load, serialized
 from onnx_condense.runtime import Runtime, run
 
 X = normal(40, 3)

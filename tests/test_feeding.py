@@ -7,7 +7,7 @@ import pytest
 
 from onnx_condense.data import InputSpec, Samples, load
 from onnx_condense.errors import UsageError
-from onnx_condense.feeding import LATENCY_BATCH, timed_feeds
+from onnx_condense.proving.feeding import LATENCY_BATCH, timed_feeds
 
 FREE = (InputSpec("x", np.dtype(np.float32), ("batch", 3)),)
 FIXED = (InputSpec("x", np.dtype(np.float32), (4, 3)),)

@@ -6,10 +6,10 @@ import numpy as np
 from mlps import Net, mlp, normal
 
 from onnx_condense.data import input_specs, load
-from onnx_condense.fitting import RIDGES, Fitter, _Part
-from onnx_condense.model import Network
+from onnx_condense.fit.fitting import RIDGES, Fitter, _Part
+from onnx_condense.fit.reading import Readers
+from onnx_condense.network.model import Network
 from onnx_condense.plan import IntArray
-from onnx_condense.reading import Readers
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 

@@ -11,12 +11,13 @@ import onnx
 import pytest
 from mlps import Array, Net, normal
 
-from onnx_condense import fitting, runtime
+from onnx_condense import runtime
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import input_specs, load
 from onnx_condense.evidence import moments
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network
+from onnx_condense.fit import fitting
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan
 from onnx_condense.runtime import Runtime, limited_threads, run
 from onnx_condense.spaces import find_spaces

@@ -14,14 +14,14 @@ from mlps import Array, Net, normal
 from test_columns import Geometry
 from test_fitting_conv import FIT, X, conv, error, fetch, fitter, gemm, rows, start, two_thirds
 
-from onnx_condense import fitting
 from onnx_condense.cost import count_parameters
-from onnx_condense.fitting import USUAL_RIDGE, Fitter
+from onnx_condense.fit import fitting
+from onnx_condense.fit.fitting import USUAL_RIDGE, Fitter
 from onnx_condense.plan import Plan, ReaderUpdate
+from onnx_condense.proving.verify import check_graph, check_numbers, masked
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, limited_threads
 from onnx_condense.select.obs import Elimination
-from onnx_condense.verify import check_graph, check_numbers, masked
 
 RUNTIME = Runtime(threads=1)
 EPS = float(np.finfo(np.float32).eps)

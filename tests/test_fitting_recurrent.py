@@ -31,13 +31,13 @@ from onnx_condense.cost import WidthCosts, count_macs, count_parameters
 from onnx_condense.data import input_specs
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import DefectError
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
+from onnx_condense.proving.verify import check_graph, check_numbers
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_graph, check_numbers
 
 RUNTIME = Runtime(threads=1)
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_condense import footprint, sessions
+from onnx_condense import sessions
+from onnx_condense.proving import footprint
 from onnx_condense.report.data import Footprint, Reason
 from onnx_condense.runtime import Runtime
 

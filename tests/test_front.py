@@ -13,14 +13,16 @@ import pytest
 from mlps import mlp, normal, plant_copies
 from typer.testing import CliRunner
 
-from onnx_condense import condense, front, latency, pipeline
-from onnx_condense.budget import Point
+from onnx_condense import condense, pipeline
 from onnx_condense.cli import app
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.errors import UsageError
-from onnx_condense.model import Network
-from onnx_condense.rechecking import recheck
+from onnx_condense.network.model import Network
+from onnx_condense.proving import latency
+from onnx_condense.proving.rechecking import recheck
 from onnx_condense.report.data import Latency
+from onnx_condense.search import front
+from onnx_condense.search.budget import Point
 
 if TYPE_CHECKING:
     from pathlib import Path

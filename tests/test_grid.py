@@ -17,14 +17,14 @@ from mlps import Net, mlp, normal, plant_copies
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.autogrid import measured_grid
 from onnx_condense.cost import count_macs
 from onnx_condense.errors import BudgetError, CalibrationError, ModelError, UsageError
-from onnx_condense.goal import Goal
-from onnx_condense.grid import WELL, Grid, kind_of
-from onnx_condense.model import Network
-from onnx_condense.proof import Prover
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal
+from onnx_condense.proving.proof import Prover
 from onnx_condense.report.data import Latency
+from onnx_condense.search.autogrid import measured_grid
+from onnx_condense.search.grid import WELL, Grid, kind_of
 from onnx_condense.spaces import find_spaces
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from mlps import Array, Net, mlp
 
 from onnx_condense import heat
 from onnx_condense.heat import heats, kept_channels, ordered
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan, Rotation, Selection
 
 

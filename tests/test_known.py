@@ -10,9 +10,9 @@ import pytest
 from builders import Form, model
 from onnx import helper
 
-from onnx_condense import known
-from onnx_condense.known import Known, Size
-from onnx_condense.model import load
+from onnx_condense.network import known
+from onnx_condense.network.known import Known, Size
+from onnx_condense.network.model import load
 
 NODE = helper.make_node
 SIZES = tuple(Size("a", axis) for axis in range(3))

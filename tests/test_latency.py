@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from providers import NEEDS_CUDA
 from scipy import stats
 
-from onnx_condense import latency
 from onnx_condense import runtime as ort
 from onnx_condense.errors import ModelError
+from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import Runtime
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_condense.errors import UsageError
-from onnx_condense.goal import Goal, check_goal
-from onnx_condense.limits import Limits, count_of, said_count, said_factor, said_ms, said_share
+from onnx_condense.options.goal import Goal, check_goal
+from onnx_condense.options.limits import Limits, count_of, said_count, said_factor, said_ms, said_share
 
 
 @pytest.mark.parametrize(

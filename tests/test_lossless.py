@@ -17,7 +17,7 @@ import pytest
 from builders import ACTIVATIONS, Form, Layer, Planting, assert_same_outputs, base_layers, lossless, mlp, plant
 from onnx import helper
 
-from onnx_condense.model import serialized
+from onnx_condense.network.model import serialized
 
 WIDTHS = (6, 5)
 LINEAR = ["Gemm", "Gemm-factors", "MatMul"]
@@ -260,8 +260,8 @@ def test_other_hash_seeds_give_the_same_bytes(tmp_path: Path) -> None:
     proto = mlp(wide, "Tanh", Form("MatMul"))
     path = tmp_path / "net.onnx"
     onnx.save(proto, path)
-    code = "import builders, onnx, sys, hashlib; from onnx_condense.model import serialized; print(hashlib.sha256("
-    code += "serialized(builders.lossless(onnx.load(sys.argv[1])).proto)).hexdigest())"
+    code = "import builders, onnx, sys, hashlib; from onnx_condense.network.model import serialized; "
+    code += "print(hashlib.sha256(serialized(builders.lossless(onnx.load(sys.argv[1])).proto)).hexdigest())"
     found = {
         subprocess.run(
             [sys.executable, "-c", code, path],

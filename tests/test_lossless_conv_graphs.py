@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnx_condense import condense
 from onnx_condense.errors import ModelError
-from onnx_condense.model import serialized
+from onnx_condense.network.model import serialized
 
 Array = Any
 NODE = helper.make_node

@@ -15,10 +15,10 @@ from mlps import Net, mlp
 from onnx import helper
 
 from onnx_condense.cost import count_macs
-from onnx_condense.goal import Goal
-from onnx_condense.mac_cost import MacCosts
-from onnx_condense.methods import Merger, orders_of
-from onnx_condense.model import Network
+from onnx_condense.fit.methods import Merger, orders_of
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal
+from onnx_condense.search.mac_cost import MacCosts
 from onnx_condense.spaces import find_spaces
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from onnx_condense.data import input_specs, load
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import collect, with_itself
 from onnx_condense.plan import FloatArray, Moments, add_product, bands
+from onnx_condense.proving.verify import _forget
 from onnx_condense.runtime import Runtime, release
 from onnx_condense.select.curves import Trial, held_out_error
 from onnx_condense.select.obs import ReaderCost, eliminate
-from onnx_condense.verify import _forget
 
 STATUS = Path("/proc/self/status")
 

@@ -23,10 +23,10 @@ from onnx_condense.cli import app
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import input_specs, load
 from onnx_condense.errors import BudgetError, UsageError
-from onnx_condense.fitting import Fitter
-from onnx_condense.goal import METHODS, Goal, thresholds_of
-from onnx_condense.methods import orders_of
-from onnx_condense.model import Network
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.fit.methods import orders_of
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import METHODS, Goal, thresholds_of
 from onnx_condense.report import terminal
 from onnx_condense.report.data import Report
 from onnx_condense.runtime import Runtime

@@ -14,22 +14,24 @@ from mlps import Array, mlp, normal, plant_copies
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
-from onnx_condense import candidates, condense, latency
+from onnx_condense import condense
 from onnx_condense.cli import app
 from onnx_condense.cost import count_parameters
-from onnx_condense.coverage import notes as coverage_notes
 from onnx_condense.errors import DefectError, UsageError
 from onnx_condense.metrics import Measurement, OutputMeasure
 from onnx_condense.metrics.scores import of_means
-from onnx_condense.probes import Probe, standing_in
-from onnx_condense.proof import Prover
-from onnx_condense.provenance import Provenance
-from onnx_condense.rechecking import recheck
+from onnx_condense.options.yardstick import restored, stored, tolerances_of, wish_for
+from onnx_condense.proving import latency
+from onnx_condense.proving.coverage import notes as coverage_notes
+from onnx_condense.proving.proof import Prover
+from onnx_condense.proving.provenance import Provenance
+from onnx_condense.proving.rechecking import recheck
 from onnx_condense.report import html, terminal
 from onnx_condense.report.data import Coverage, Latency, Report
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
-from onnx_condense.yardstick import restored, stored, tolerances_of, wish_for
+from onnx_condense.search import candidates
+from onnx_condense.search.probes import Probe, standing_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

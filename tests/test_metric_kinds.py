@@ -14,8 +14,8 @@ from onnx_condense.data import input_specs, load
 from onnx_condense.errors import UsageError
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.metrics.scores import KEPT, of_largest
+from onnx_condense.options.yardstick import Yardstick, yardstick
 from onnx_condense.runtime import Runtime
-from onnx_condense.yardstick import Yardstick, yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

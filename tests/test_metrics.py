@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_condense.data import input_specs, load
 from onnx_condense.errors import CalibrationError, ModelError
 from onnx_condense.metrics import Judge, Measurement, OutputMeasure
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from builders import base_layers, mlp
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense.errors import ModelError, UsageError
-from onnx_condense.external import external_files
 from onnx_condense.files import copy_unchanged, write_atomically
-from onnx_condense.model import (
+from onnx_condense.network.external import external_files
+from onnx_condense.network.model import (
     Network,
     inlined,
     load,

@@ -11,7 +11,7 @@ import pytest
 from builders import assert_same_outputs, base_layers, lossless, mlp, plant
 from onnx import helper
 
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import Call, Law, OpRule, Value, elementwise, find, registered
 from onnx_condense.ops.elementwise import carried
 from onnx_condense.ops.registry import register

@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnx_condense.evidence.laws import CONSTANT
 from onnx_condense.evidence.values import Numbering
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import norm
 from onnx_condense.spaces import find_spaces
 

@@ -22,14 +22,14 @@ from convplant import plant as plant_conv
 from onnx import helper, numpy_helper
 
 from onnx_condense import condense
-from onnx_condense.model import load
+from onnx_condense.network.model import load
+from onnx_condense.network.shapes import infer_shapes
 from onnx_condense.ops import Law, find, fused
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
+from onnx_condense.proving.verify import check_numbers, masked
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
-from onnx_condense.shapes import infer_shapes
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_numbers, masked
 
 Array = npt.NDArray[Any]
 F = np.float32

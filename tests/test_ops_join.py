@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnx_condense.known import Known, Size
+from onnx_condense.network.known import Known, Size
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops import Call, Effect, Law, OpRule, Value, find, join, layout, pick
 from onnx_condense.plan import Attribute, IndexUse, IntArray, Operand, SizeUse, SplitUse
 from onnx_condense.runtime import Runtime, run
-from onnx_condense.shapes import Shape
 
 Array = npt.NDArray[Any]
 FAR = 2**63 - 1

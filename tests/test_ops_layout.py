@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_condense.known import Size
+from onnx_condense.network.known import Size
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops import Call, Effect, Value, find, layout
 from onnx_condense.plan import IntArray, Operand, SizeUse
-from onnx_condense.shapes import Shape
 
 
 def along(shape: Sequence[int | str | None], axis: int, size: int | None = None) -> IntArray:

@@ -26,7 +26,7 @@ from recurrent_nets import (
     written,
 )
 
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.ops import Call, Value, find, linear, mixing, recurrent
 from onnx_condense.plan import Refusal
 from onnx_condense.spaces import find_spaces

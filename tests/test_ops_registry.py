@@ -10,9 +10,9 @@ import pytest
 from builders import model
 from onnx import TensorProto, helper
 
-from onnx_condense.goal import Goal
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import Call, OpRule, Role, Value, find, mixing, registered
+from onnx_condense.options.goal import Goal
 from onnx_condense.outcome import why_unchanged
 from onnx_condense.spaces import find_spaces
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import helper
 
-from onnx_condense.known import Size
+from onnx_condense.network.known import Size
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops import Call, Effect, Law, OpRule, Value, find, layout, spatial
 from onnx_condense.plan import IntArray, Operand, SizeUse
 from onnx_condense.runtime import Runtime, run
-from onnx_condense.shapes import Shape
 
 Array = npt.NDArray[Any]
 F = np.float32

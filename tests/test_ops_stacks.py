@@ -13,13 +13,13 @@ from builders import assert_same_outputs, feed_for, lossless, model, outputs
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import linear
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
+from onnx_condense.proving.verify import check_numbers, masked
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_numbers, masked
 
 Array = npt.NDArray[Any]
 F = np.float32

@@ -10,7 +10,7 @@ import pytest
 from builders import Form, Planting, assert_same_outputs, base_layers, lossless, model, plant
 from onnx import helper
 
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import call_of, layout
 from onnx_condense.spaces import find_spaces
 

@@ -11,11 +11,13 @@ import pytest
 from mlps import Array, Net, mlp, normal, plant_copies, weight_of
 from onnx import helper, numpy_helper
 
-from onnx_condense import condense, fitting, latency, proof
+from onnx_condense import condense
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError, CalibrationError, DefectError, ModelError, UsageError
+from onnx_condense.fit import fitting
 from onnx_condense.metrics import Judge, Measurement
-from onnx_condense.model import serialized
+from onnx_condense.network.model import serialized
+from onnx_condense.proving import latency, proof
 from onnx_condense.report.data import Latency
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime

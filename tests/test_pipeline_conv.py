@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_condense import condense, latency, ops
+from onnx_condense import condense, ops
 from onnx_condense.cost import count_parameters
-from onnx_condense.model import serialized
+from onnx_condense.network.model import serialized
 from onnx_condense.outcome import Condensed
+from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import Runtime, run
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from onnx_condense.cli import app
 from onnx_condense.errors import UsageError
-from onnx_condense.plans import Asked, Document, Source, SpacePlan, as_ranges, compare, load_plan, read_plan
+from onnx_condense.saved.plans import Asked, Document, Source, SpacePlan, as_ranges, compare, load_plan, read_plan
 
 SCHEMA = json.loads((resources.files("onnx_condense") / "plan.schema.json").read_text(encoding="utf-8"))
 

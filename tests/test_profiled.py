@@ -12,8 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_condense import condense, model, profiled
+from onnx_condense import condense
 from onnx_condense.errors import ModelError
+from onnx_condense.network import model
+from onnx_condense.proving import profiled
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 

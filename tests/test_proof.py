@@ -11,12 +11,13 @@ from mlps import mlp, normal, plant_copies
 from onnx import helper
 from providers import NEEDS_CUDA
 
-from onnx_condense import condense, latency, profiled, proof, verify
+from onnx_condense import condense
 from onnx_condense.data import input_specs, load
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics import Judge, Measurement, OutputMeasure
-from onnx_condense.model import Network
-from onnx_condense.proof import SIDES, Proved, Prover, Setting
+from onnx_condense.network.model import Network
+from onnx_condense.proving import latency, profiled, proof, verify
+from onnx_condense.proving.proof import SIDES, Proved, Prover, Setting
 from onnx_condense.report.data import Latency
 from onnx_condense.runtime import CPU, Feed, Runtime
 

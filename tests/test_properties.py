@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from planted_dags import Dag
 
 from onnx_condense.data import input_specs, load
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network, serialized
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network, serialized
 from onnx_condense.runtime import Runtime, limited_threads
 from onnx_condense.spaces import find_spaces
 

@@ -12,9 +12,9 @@ import pytest
 from mlps import mlp, normal, plant_copies
 
 from onnx_condense import __version__, condense
-from onnx_condense.model import load, serialized
+from onnx_condense.network.model import load, serialized
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
-from onnx_condense.provenance import Provenance, plan_digest, source_digest
+from onnx_condense.proving.provenance import Provenance, plan_digest, source_digest
 
 
 def sha(*parts: bytes) -> str:

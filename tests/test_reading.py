@@ -11,9 +11,9 @@ import pytest
 from mlps import Net, mlp, weight_of
 
 from onnx_condense.evidence.columns import Columns
-from onnx_condense.model import Network
+from onnx_condense.fit.reading import Readers, find_readers, pooled
+from onnx_condense.network.model import Network
 from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, IntArray
-from onnx_condense.reading import Readers, find_readers, pooled
 from onnx_condense.spaces import find_spaces
 
 EVERY = slice(None)

@@ -16,10 +16,11 @@ from mlps import Array, mlp, normal, plant_copies
 from onnx import numpy_helper
 from typer.testing import CliRunner, Result
 
-from onnx_condense import condense, proof
+from onnx_condense import condense
 from onnx_condense.cli import app
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
-from onnx_condense.rechecking import DRAWN, NO_PROVENANCE, NOT_COMPARED, SAME, SHARE, recheck
+from onnx_condense.proving import proof
+from onnx_condense.proving.rechecking import DRAWN, NO_PROVENANCE, NOT_COMPARED, SAME, SHARE, recheck
 from onnx_condense.report.data import Reason, Report
 from onnx_condense.synthetic import NOTE
 
@@ -290,7 +291,7 @@ def test_a_network_that_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) ->
     def fails(*_: Any) -> None:
         raise ModelError("runtime", "ONNX Runtime can't run the network: no memory")
 
-    monkeypatch.setattr("onnx_condense.proof.Proof.measure", fails)
+    monkeypatch.setattr("onnx_condense.proving.proof.Proof.measure", fails)
     with pytest.raises(DefectError, match=r"slim\.onnx does not run: ONNX Runtime") as caught:
         recheck("net.onnx", "slim.onnx", calibration="x.npz")
     assert caught.value.code == "does-not-run"

@@ -22,13 +22,13 @@ from typer.testing import CliRunner
 from onnx_condense import condense
 from onnx_condense.cli import app
 from onnx_condense.errors import BudgetError, ModelError, UsageError
-from onnx_condense.goal import METHODS
-from onnx_condense.model import Network, serialized
+from onnx_condense.network.model import Network, serialized
+from onnx_condense.options.goal import METHODS
 from onnx_condense.outcome import Condensed
-from onnx_condense.plans import Document, SpacePlan
-from onnx_condense.provenance import plan_digest
-from onnx_condense.reuse import architecture_digest
-from onnx_condense.widths import Widths
+from onnx_condense.proving.provenance import plan_digest
+from onnx_condense.saved.plans import Document, SpacePlan
+from onnx_condense.saved.reuse import architecture_digest
+from onnx_condense.search.widths import Widths
 
 __all__ = ["FakeTimer", "timer"]
 

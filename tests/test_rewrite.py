@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from random_nets import random_network
 
 from onnx_condense.errors import DefectError
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.rewrite import apply_plan, kept_positions
 from onnx_condense.spaces import find_spaces
 

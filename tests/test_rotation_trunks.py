@@ -12,16 +12,17 @@ from mlps import Array, Net, weight_of
 from onnx import helper
 from trunk_nets import INPUTS, RANK, WIDTH, Planted, convolutions, gemms, residual, samples
 
-from onnx_condense import condense, turning
+from onnx_condense import condense
 from onnx_condense.data import input_specs
 from onnx_condense.data import load as load_samples
 from onnx_condense.evidence.trunks import linear_trunks, places_of
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network, load
+from onnx_condense.fit import turning
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network, load
 from onnx_condense.plan import Plan
+from onnx_condense.proving.verify import check_graph, check_numbers
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_graph, check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

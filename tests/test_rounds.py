@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 from onnx_condense import condense, tune
-from onnx_condense.budget import Point
 from onnx_condense.cli import app
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError, DefectError, ModelError
-from onnx_condense.model import serialized
+from onnx_condense.network.model import serialized
 from onnx_condense.outcome import Condensed
-from onnx_condense.provenance import Provenance, plan_digest, result_digest
-from onnx_condense.rounds import FIRST, REACH, Rounds
+from onnx_condense.proving.provenance import Provenance, plan_digest, result_digest
 from onnx_condense.runtime import Runtime
 from onnx_condense.runtime import run as answer
+from onnx_condense.search.budget import Point
+from onnx_condense.search.rounds import FIRST, REACH, Rounds
 
 DENSE = mlp((3, 24, 20, 2))
 X = normal(600, 3)

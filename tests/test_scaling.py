@@ -14,7 +14,7 @@ import pytest
 from mlps import Net
 
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.spaces import find_spaces
 
 CHANNELS = 3

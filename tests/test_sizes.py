@@ -14,7 +14,7 @@ import pytest
 from builders import Form, lossless, model
 from onnx import helper
 
-from onnx_condense.model import Network, load
+from onnx_condense.network.model import Network, load
 from onnx_condense.ops import join, layout, pick, spatial
 from onnx_condense.plan import ChannelView
 from onnx_condense.runtime import Runtime, run

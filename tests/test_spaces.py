@@ -12,7 +12,7 @@ from builders import assert_same_outputs, base_layers, lossless, mlp
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense import spaces
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.ops import linear
 from onnx_condense.ops.elementwise import OUTER, UNKNOWN_SIZE
 from onnx_condense.plan import ChannelView

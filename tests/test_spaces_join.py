@@ -14,13 +14,13 @@ from convnets import assembled, assert_same
 from onnx import helper
 
 from onnx_condense import spaces
-from onnx_condense.model import Network, load
+from onnx_condense.network.model import Network, load
 from onnx_condense.ops import layout, pick
 from onnx_condense.plan import ChannelView, Plan, ReaderUpdate, Selection
+from onnx_condense.proving.verify import check_graph, check_numbers
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import check_graph, check_numbers
 
 Array = npt.NDArray[Any]
 NODE = helper.make_node

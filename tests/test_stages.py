@@ -18,8 +18,8 @@ from onnx_condense.evidence import moments, stages
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair, collect, side_by_side, with_itself
 from onnx_condense.evidence.stages import Ahead, Stages, part_of
-from onnx_condense.fitting import Fitter
-from onnx_condense.model import Network
+from onnx_condense.fit.fitting import Fitter
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Moments
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.spaces import find_spaces
@@ -294,8 +294,8 @@ def test_feeds_of_different_shapes_go_on_from_their_own_activations(make: Make, 
 
 
 def test_thinned_rows_are_the_same_rows(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_condense.fitting.LEAST_ROWS", 100)
-    monkeypatch.setattr("onnx_condense.fitting.ROWS_PER_COLUMN", 1)
+    monkeypatch.setattr("onnx_condense.fit.fitting.LEAST_ROWS", 100)
+    monkeypatch.setattr("onnx_condense.fit.fitting.ROWS_PER_COLUMN", 1)
     narrowed(pixels(), of_any_size(4))
     # Without thinning these images have about 600 rows.
     assert max(m.count for found, _ in log.found for m in found) < 400

@@ -13,12 +13,13 @@ from mlps import Net, mlp, normal, plant_copies
 from onnx import TensorProto, helper, parser
 from test_pipeline import FakeTimer, relative
 
-from onnx_condense import Condensed, condense, latency, synthetic
+from onnx_condense import Condensed, condense, synthetic
 from onnx_condense.data.samples import Feeds, Rows, Samples
 from onnx_condense.draw import PLAIN, Drawer, Look
 from onnx_condense.errors import ModelError, UsageError
 from onnx_condense.evidence.running import Memory, running_statistics
-from onnx_condense.model import Network, load, serialized
+from onnx_condense.network.model import Network, load, serialized
+from onnx_condense.proving import latency
 from onnx_condense.runtime import Array, Runtime
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, closest, draw_samples, wish_of
 

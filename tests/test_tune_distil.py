@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch")
 
 from onnx_condense.data import input_specs, load  # noqa: E402
-from onnx_condense.model import serialized  # noqa: E402
+from onnx_condense.network.model import serialized  # noqa: E402
 from onnx_condense.runtime import Runtime, run  # noqa: E402
 from onnx_condense.tune import Recipe, Teacher, Tuned, distil  # noqa: E402
 from onnx_condense.tune.soap import Soap  # noqa: E402
 
-module: Any = importlib.import_module("onnx_condense.tune.distil")
+module: Any = importlib.import_module("onnx_condense.tune.training")
 
 ONE = Runtime(threads=1)
 FIT, SEARCH = np.arange(150), np.arange(150, 200)

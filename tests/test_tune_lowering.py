@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch")
 
 from onnx_condense.errors import ModelError  # noqa: E402
-from onnx_condense.model import Network, load  # noqa: E402
+from onnx_condense.network.model import Network, load  # noqa: E402
 from onnx_condense.runtime import Runtime, run  # noqa: E402
 from onnx_condense.tune.lowering import RULES  # noqa: E402
 from onnx_condense.tune.network import Torched, check_trainable  # noqa: E402

@@ -131,3 +131,19 @@ def test_a_closure_is_asked_first() -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 2))
     weight.grad = torch.ones(3, 2)
     assert Soap([weight], lr=0.1).step(lambda: 4.5) == 4.5
+
+
+def test_the_first_basis_is_worked_out_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One gradient's mean is singular; single precision failed to converge on such a one of 1024 x 48."""
+    seen = []
+    plain = torch.linalg.eigh
+
+    def eigh(matrix: torch.Tensor) -> Any:
+        seen.append(matrix.dtype)
+        return plain(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    weight = torch.nn.Parameter(torch.zeros(6, 4))
+    weight.grad = torch.ones(6, 4)
+    Soap([weight], 1e-3).step()
+    assert seen == [torch.float64, torch.float64]

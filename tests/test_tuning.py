@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from onnx_condense import condense
 from onnx_condense.cli import app
 from onnx_condense.errors import UsageError
-from onnx_condense.tuning import LOSSES, MINUTES, Tune, tune_of
-from onnx_condense.yardstick import METRICS
+from onnx_condense.options.tuning import LOSSES, MINUTES, Tune, tune_of
+from onnx_condense.options.yardstick import METRICS
 
 X = normal(200, 3)
 OPTIONS: dict[str, Any] = {"tune": True, "minutes": None, "steps": None, "data": False, "loss": "auto", "rounds": 1}

@@ -11,7 +11,7 @@ from mlps import Net, normal
 from onnx import TensorProto, helper
 
 from onnx_condense import condense
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.ops.linear import UNKNOWN_RANK, trace_matmul
 from onnx_condense.ops.registry import Call, Value
 from onnx_condense.plan import PINNED

@@ -17,7 +17,7 @@ from random_nets import random_network
 from onnx_condense.evidence.cluster import leaders
 from onnx_condense.evidence.laws import CONSTANT
 from onnx_condense.evidence.values import Numbering, stored_weight
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.spaces import find_spaces
 

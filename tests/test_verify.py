@@ -13,12 +13,9 @@ from mlps import Array, Net, mlp, normal, weight_of
 from onnx import helper, numpy_helper
 
 from onnx_condense.errors import DefectError, ModelError
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan, ReaderUpdate, Rotation, Selection
-from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import Runtime
-from onnx_condense.spaces import find_spaces
-from onnx_condense.verify import (
+from onnx_condense.proving.verify import (
     _relative_difference,
     blaming,
     check_graph,
@@ -27,6 +24,9 @@ from onnx_condense.verify import (
     masked,
     rounding_level,
 )
+from onnx_condense.rewrite import apply_plan
+from onnx_condense.runtime import Runtime
+from onnx_condense.spaces import find_spaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable

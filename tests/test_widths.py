@@ -13,15 +13,15 @@ from convnets import network
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.aim import Aim
-from onnx_condense.bounds import Bounds
-from onnx_condense.budget import Point, SpaceCurve, greedy_path, search
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.goal import Goal
-from onnx_condense.model import Network
-from onnx_condense.proof import Prover
+from onnx_condense.network.model import Network
+from onnx_condense.options.goal import Goal
+from onnx_condense.proving.proof import Prover
+from onnx_condense.search.aim import Aim
+from onnx_condense.search.bounds import Bounds
+from onnx_condense.search.budget import Point, SpaceCurve, greedy_path, search
+from onnx_condense.search.widths import Widths, better_refit
 from onnx_condense.spaces import find_spaces
-from onnx_condense.widths import Widths, better_refit
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.proof import Prover
+from onnx_condense.proving.proof import Prover
 
 INPUTS, SIDE = 300, 10
 X = np.random.default_rng(1).standard_normal((4000, INPUTS)).astype(np.float32)

@@ -24,7 +24,7 @@ from bench_common import header, row
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.spaces import find_spaces
 
 COLUMNS = ("network", "nodes", "load", "spaces", "lossless plan", "all", "ms per node", "growth per node")

@@ -17,8 +17,8 @@ from bench_common import header, row
 from onnx_condense import condense
 from onnx_condense.cost import count_macs
 from onnx_condense.errors import CondenseError, UsageError
-from onnx_condense.goal import batches_of
-from onnx_condense.model import load
+from onnx_condense.network.model import load
+from onnx_condense.options.goal import batches_of
 
 
 def measured(network: Path, inputs: Path, share: float, batches: tuple[int, ...], threads: int) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnx_condense import condense, latency
+from onnx_condense import condense
 from onnx_condense.errors import CondenseError
+from onnx_condense.proving import latency
 from onnx_condense.runtime import Feed, Runtime
 
 if TYPE_CHECKING:

@@ -26,24 +26,24 @@ from bench_common import apart, header, peak_mb, row
 from bench_mlps import ROWS, SAMPLES, Labelled, outputs, relative_error
 
 from onnx_condense import condense
-from onnx_condense.aim import Aim
-from onnx_condense.bounds import Bounds
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import Samples, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CondenseError
 from onnx_condense.evidence import moments
-from onnx_condense.fitting import SELECTION_RIDGE, Fitter
-from onnx_condense.goal import Goal
-from onnx_condense.model import Network, inlined, load
+from onnx_condense.fit.fitting import SELECTION_RIDGE, Fitter
+from onnx_condense.fit.reading import Readers, find_readers
+from onnx_condense.network.model import Network, inlined, load
+from onnx_condense.options.goal import Goal
 from onnx_condense.plan import ChannelView, IntArray, Moments, Plan
-from onnx_condense.proof import Prover
-from onnx_condense.reading import Readers, find_readers
+from onnx_condense.proving.proof import Prover
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, limited_threads, run
+from onnx_condense.search.aim import Aim
+from onnx_condense.search.bounds import Bounds
+from onnx_condense.search.widths import Widths
 from onnx_condense.select.obs import ReaderCost, eliminate
 from onnx_condense.spaces import find_spaces
-from onnx_condense.widths import Widths
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -31,9 +31,9 @@ import typer
 from bench_common import header, row
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_condense import latency
 from onnx_condense.data import input_specs, load
-from onnx_condense.feeding import timed_feeds
+from onnx_condense.proving import latency
+from onnx_condense.proving.feeding import timed_feeds
 from onnx_condense.runtime import Feed, Runtime
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The paper's method, the baselines and ours at equal size, without training: one Markdown table.
 
 NETWORKS and INPUTS as in bench_zoo.py: NAME.onnx, NAME.npz (or a folder NAME) to calibrate on, and NAME_u.npz, which
-nothing was calibrated on and on which errors are measured against the dense network. See `onnx_condense.methods`.
+nothing was calibrated on and on which errors are measured against the dense network. See `onnx_condense.fit.methods`.
 
     nice python tools/bench_methods.py networks inputs --only ignition,digits --threads 1
 """

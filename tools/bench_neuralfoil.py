@@ -25,8 +25,8 @@ from bench_mlps import Floats, airfoil_folder, mirrored, neuralfoil_inputs, outp
 from onnx_condense import condense
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError
+from onnx_condense.options.yardstick import METRICS, RELATIVE, Metric
 from onnx_condense.runtime import Array
-from onnx_condense.yardstick import METRICS, RELATIVE, Metric
 
 LARGEST, LADDER = "neuralfoil_xxxlarge", ("xxlarge", "xlarge", "large", "medium")
 # Columns of the answer: lift, logarithm of drag; and by what NeuralFoil multiplies them.

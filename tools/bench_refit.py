@@ -17,13 +17,13 @@ import numpy as np
 import scipy.linalg
 import typer
 
-from onnx_condense import fitting
-from onnx_condense.compensate import factorized, refit
 from onnx_condense.data import Samples, input_specs
 from onnx_condense.data import load as load_samples
-from onnx_condense.fitting import Fitter
+from onnx_condense.fit import fitting
+from onnx_condense.fit.compensate import factorized, refit
+from onnx_condense.fit.fitting import Fitter
 from onnx_condense.metrics import Judge
-from onnx_condense.model import Network, load
+from onnx_condense.network.model import Network, load
 from onnx_condense.plan import FloatArray, IntArray, Moments
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces

@@ -26,8 +26,8 @@ from onnx_condense.data import load as load_samples
 from onnx_condense.draw import PLAIN, Drawer, Look
 from onnx_condense.errors import CondenseError
 from onnx_condense.metrics import Judge
-from onnx_condense.model import Network, load
-from onnx_condense.proof import Prover
+from onnx_condense.network.model import Network, load
+from onnx_condense.proving.proof import Prover
 from onnx_condense.runtime import Array, Runtime, run
 from onnx_condense.synthetic import ONE_SIZE
 

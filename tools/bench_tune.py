@@ -35,7 +35,7 @@ from onnx_condense.cost import count_parameters
 from onnx_condense.data import input_specs
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CondenseError
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.runtime import Runtime
 
 EVERY_KIND = ",".join(KINDS)

@@ -17,7 +17,7 @@ from bench_mlps import Labelled, outputs
 from bench_rollout import Floats, Rollout, cells, integrated, mixtures, rolled
 from train_ignition import BOX_COX, STEP_S, Scaling, split_by_run
 
-from onnx_condense import latency
+from onnx_condense.proving import latency
 from onnx_condense.runtime import Array, Runtime
 
 BATCHES = (1, 256)

@@ -43,7 +43,7 @@ from trials import INSTALL, Judge, Made, Setting, failed, kinds_of
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.errors import CondenseError
 from onnx_condense.evidence.stages import part_of
-from onnx_condense.model import load, replace_tensor
+from onnx_condense.network.model import load, replace_tensor
 from onnx_condense.runtime import Runtime, limited_threads, release, run
 
 LABELS = {"condensation": "paper's: merge", "condensation-refit": "paper's: merge + refit", "fit": "ours"}

@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 
 from onnx_condense.errors import ModelError
-from onnx_condense.model import Network, Node, bodies_of, inlined, load, replace_tensor
+from onnx_condense.network.model import Network, Node, bodies_of, inlined, load, replace_tensor
 from onnx_condense.runtime import Array
 
 if TYPE_CHECKING:

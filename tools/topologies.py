@@ -33,7 +33,7 @@ from bench_common import header, row
 from onnx_condense import ops
 from onnx_condense.cost import count_parameters
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.model import Network, Node, load
+from onnx_condense.network.model import Network, Node, load
 from onnx_condense.plan import PINNED, ChannelView, ConstantUse, IntArray, LinearUse
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import CAPTURED, HIDDEN, find_spaces

@@ -22,7 +22,7 @@ from onnx_condense import condense
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import Samples, input_specs, split
 from onnx_condense.data import load as load_samples
-from onnx_condense.model import load
+from onnx_condense.network.model import load
 from onnx_condense.runtime import Array, Runtime, limited_threads, release, run
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx_condense import runtime
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import CalibrationError, ModelError
-from onnx_condense.nodes import read_by
+from onnx_condense.network.nodes import read_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_condense.nodes import MARK
+from onnx_condense.network.nodes import MARK
 from onnx_condense.plan import FloatArray
 from onnx_condense.runtime import Array
 

@@ -43,7 +43,7 @@ from onnx_condense.evidence.blocks import (
 )
 from onnx_condense.evidence.moves import only_axis
 from onnx_condense.evidence.values import stored_weight
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law, OpRule, Role
 from onnx_condense.plan import ChannelSpace, ChannelView, ConstantUse, FloatArray, IntArray, LinearUse
 

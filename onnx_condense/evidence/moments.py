@@ -17,7 +17,7 @@ from onnx import helper
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.errors import CalibrationError
 from onnx_condense.evidence.columns import OWN, Builder, Columns
-from onnx_condense.nodes import MARK
+from onnx_condense.network.nodes import MARK
 from onnx_condense.plan import IntArray, Moments, add_product
 from onnx_condense.runtime import Array, Runtime, release, run
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnx_condense import ops
 from onnx_condense.evidence.laws import CONSTANT, Values, directions, exact
-from onnx_condense.known import Size
-from onnx_condense.model import Network, Node
+from onnx_condense.network.known import Size
+from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import FloatArray, IntArray
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
-from onnx_condense.model import Network, inlined
+from onnx_condense.network.model import Network, inlined
 from onnx_condense.plan import FloatArray
 from onnx_condense.runtime import Array, Feed, Runtime, run
 

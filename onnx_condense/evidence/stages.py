@@ -15,8 +15,8 @@ from onnx import helper
 
 from onnx_condense.data.samples import Batch, Samples
 from onnx_condense.evidence.moments import PREFIX, Pair, collect_parts, side_by_side
-from onnx_condense.model import Network
-from onnx_condense.nodes import read_by
+from onnx_condense.network.model import Network
+from onnx_condense.network.nodes import read_by
 from onnx_condense.plan import IntArray, Moments
 from onnx_condense.runtime import Array, Runtime
 

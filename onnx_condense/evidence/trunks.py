@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_condense import ops
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import ChannelSpace, ChannelView, ConstantUse, IntArray, LinearUse, Operand
 

@@ -37,7 +37,7 @@ from onnx_condense.evidence.laws import (
 )
 from onnx_condense.evidence.moves import MOVES, PARTS, filtered, moved, only_axis
 from onnx_condense.evidence.sums import activated, of_stack, sum_by_class
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import ChannelView, FloatArray, IntArray, LinearUse
 from onnx_condense.runtime import evaluate_node

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnx_condense.evidence.laws import CONSTANT, Values
 from onnx_condense.evidence.values import ROUNDINGS, Numbering, stored_weight, type_eps
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray, Plan, ReaderUpdate, Selection
 
 BoolArray = npt.NDArray[np.bool_]

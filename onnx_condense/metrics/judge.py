@@ -22,10 +22,10 @@ from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics.details import Pairs, details
 from onnx_condense.metrics.measurement import Measurement, OutputMeasure
 from onnx_condense.metrics.scores import Score, of_features, of_flips, of_largest, of_means
+from onnx_condense.options.yardstick import AGREEMENT, MAX_ABS, PER_FEATURE, RELATIVE, Yardstick, metric_name
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.report.data import WorstFeature
 from onnx_condense.runtime import Array, Runtime, Session, run
-from onnx_condense.yardstick import AGREEMENT, MAX_ABS, PER_FEATURE, RELATIVE, Yardstick, metric_name
 
 # A feature whose spread is below this share of its magnitude does not vary.
 STILL = 1e-6

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from onnx_condense.metrics.details import Details
 from onnx_condense.metrics.scores import Largest, Score
+from onnx_condense.options.yardstick import AGREEMENT
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.report.data import OutputError, WorstFeature, WorstSample
 from onnx_condense.report.figures import Cloud
-from onnx_condense.yardstick import AGREEMENT
 
 RESAMPLES = 1000
 # More units than this are resampled in bundles of neighbours: the same spread of a mean, at a fixed cost.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from onnx_condense.known import Known, Size
-from onnx_condense.model import Network, Node
+from onnx_condense.network.known import Known, Size
+from onnx_condense.network.model import Network, Node
 from onnx_condense.ops.registry import Call, Value
 from onnx_condense.plan import IntArray
 

@@ -10,9 +10,9 @@ import dataclasses
 
 import numpy as np
 
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Value, never, register
 from onnx_condense.plan import PINNED, ConstantUse, IntArray, Operand
-from onnx_condense.shapes import Shape
 
 UNKNOWN_SIZE = "combined with a tensor of unknown size"
 OUTER = "combined with other channels by broadcasting"

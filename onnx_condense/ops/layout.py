@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_condense.known import Known, Size
+from onnx_condense.network.known import Known, Size
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import IntArray, Operand, SizeUse
-from onnx_condense.shapes import Shape
 
 NOT_WHOLE = "moved in a way that does not keep the channel axis whole"
 UNKNOWN_SIZES = "merged with an axis of unknown size"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops.recurrent import GATES
-from onnx_condense.shapes import Shape
 
 Shapes = tuple[Shape | None, Shape | None, Shape | None]
 """Of the first operand, of the second (the weight, as a rule), and of the result."""

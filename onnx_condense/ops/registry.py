@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_condense.known import Known, Pieces
+from onnx_condense.network.known import Known, Pieces
+from onnx_condense.network.shapes import Shape
 from onnx_condense.plan import ConstantUse, FloatArray, IndexUse, IntArray, LinearUse, SizeUse, SplitUse
-from onnx_condense.shapes import Shape
 
 
 class Law(enum.Enum):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_condense.model import Network, inlined
+from onnx_condense.network.model import Network, inlined
 from onnx_condense.plan import ChannelView, Plan, Rotation
 from onnx_condense.rewrite.draft import (
     Draft,

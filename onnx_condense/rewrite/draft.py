@@ -12,7 +12,7 @@ import onnx
 
 from onnx_condense import ops
 from onnx_condense.errors import DefectError
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.plan import (
     Attribute,
     ConstantUse,

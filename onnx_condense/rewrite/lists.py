@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from onnx_condense.model import Network
+from onnx_condense.network.model import Network
 from onnx_condense.rewrite.draft import Draft
 from onnx_condense.rewrite.store import Store
 

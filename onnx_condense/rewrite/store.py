@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_condense.model import Network, replace_tensor
+from onnx_condense.network.model import Network, replace_tensor
 from onnx_condense.plan import Operand
 from onnx_condense.rewrite.draft import Array, Draft
 

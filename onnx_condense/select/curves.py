@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_condense.compensate import columns_of
+from onnx_condense.fit.compensate import columns_of
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.select.obs import Elimination, ReaderCost
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
-from onnx_condense.compensate import factorized
+from onnx_condense.fit.compensate import factorized
 from onnx_condense.plan import FloatArray, IntArray, bands
 
 BLOCK = 1 / 40

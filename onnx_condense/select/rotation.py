@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
-from onnx_condense.compensate import factorized
+from onnx_condense.fit.compensate import factorized
 from onnx_condense.plan import FloatArray, IntArray, Moments
 from onnx_condense.select.curves import TINY, Trial
 from onnx_condense.select.obs import Elimination, ReaderCost

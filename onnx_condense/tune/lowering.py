@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_condense.model import Network, Node
+from onnx_condense.network.model import Network, Node
 from onnx_condense.tune import lower_conv, lower_math, lower_resize, lower_shape
 from onnx_condense.tune.step import RefusedError, Rule, Run, Step
 

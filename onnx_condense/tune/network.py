@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from onnx_condense.evidence.stages import part_of
-from onnx_condense.model import Network, Node, inlined, replace_tensor
+from onnx_condense.network.model import Network, Node, inlined, replace_tensor
 from onnx_condense.tune.lowering import rule_of
 from onnx_condense.tune.scope import find_scope, values_of
 from onnx_condense.tune.step import HOST, Run, Tensor, array_of

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from onnx_condense.errors import ModelError
 from onnx_condense.evidence.stages import part_of
-from onnx_condense.model import Network, Node, inlined
+from onnx_condense.network.model import Network, Node, inlined
 from onnx_condense.runtime import Runtime, run
 from onnx_condense.tune.lowering import lower, rule_of
 from onnx_condense.tune.step import TYPES, RefusedError, Run

@@ -87,7 +87,8 @@ class _Side:
         self._mean: torch.Tensor | None = None
         if 1 < len(gradient) <= WIDEST:
             self._mean = gradient @ gradient.T
-            self._basis = torch.linalg.eigh(self._mean)[1]
+            # One gradient's is singular, which single precision does not always get through.
+            self._basis = torch.linalg.eigh(self._mean.double())[1].to(gradient.dtype)
 
     def into(self, gradient: torch.Tensor) -> torch.Tensor:
         """In the basis."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from onnx import TensorProto
 
-from onnx_condense.nodes import Node
+from onnx_condense.network.nodes import Node
 
 Tensor = torch.Tensor
 Run = Callable[..., Tensor | tuple[Tensor, ...]]

@@ -1,0 +1,149 @@
+"""How the readers of one network are seen by the fit: which columns they weigh, and which of them go together.
+
+Part of the pipeline, beside `fit/fitting.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from onnx_condense.evidence.columns import Columns, Window, arranged, unarranged
+from onnx_condense.evidence.values import stored_weight
+from onnx_condense.network.model import Network
+from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray
+
+# Above so many columns a covariance costs more time than it is worth: those of one channel are pooled.
+FULL = 2048
+# With fewer rows per column (samples that fix a least-squares problem) they are pooled too.
+RICH = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """Readers that are refitted together: one, or all uses of a weight that is stored once.
+
+    uses: indices into `ChannelView.linear`; columns: what each of them reads.
+    weight: [O, F], or [O b, F] where the b columns of a channel are pooled; labels: of each feature [F].
+    level: how many refitted readers lie upstream at most. pooled: see `Columns.per_channel`.
+    groups: rows and features fall into so many equal parts that have nothing to do with each other.
+    """
+
+    uses: tuple[int, ...]
+    columns: tuple[Columns, ...]
+    weight: FloatArray
+    labels: IntArray
+    level: int
+    groups: int = 1
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and features of each group."""
+        rows, features = len(self.weight) // self.groups, len(self.labels) // self.groups
+        for j in range(self.groups):
+            yield slice(j * rows, j * rows + rows), slice(j * features, j * features + features)
+
+    @property
+    def pooled(self) -> int:
+        """How many columns of a channel are pooled; 0: none."""
+        return self.columns[0].per_channel
+
+    def matrix(self, weight: FloatArray) -> FloatArray:
+        """A weight like `weight` -> [O, Q], columns as the reader has them."""
+        if not self.pooled:
+            return weight
+        cells = weight.reshape(-1, self.pooled, weight.shape[1])
+        return unarranged(cells, by_channel=self.columns[0].by_channel)
+
+    def owned(self, space: ChannelSpace, part: slice) -> IntArray:
+        """The features of each channel of a space within a part [channels, b], -1 where it has fewer."""
+        where: dict[int, list[int]] = {}
+        for at, label in enumerate(self.labels[part].tolist()):
+            if label != PINNED:
+                where.setdefault(label, []).append(at)
+        lists = [where.get(c, []) for c in space.channels.tolist()]
+        result = np.full((len(lists), max(map(len, lists), default=0)), -1)
+        for row, owned in zip(result, lists, strict=True):
+            row[: len(owned)] = owned
+        return result
+
+
+def find_readers(network: Network, view: ChannelView, spaces: Sequence[ChannelSpace]) -> list[Readers]:
+    """The readers of the given spaces, nothing pooled."""
+    removable = {int(c) for s in spaces for c in s.channels[~s.pinned]}
+    reading = [i for i, u in enumerate(view.linear) if not removable.isdisjoint(u.columns.tolist())]
+    together = {u: uses for uses in view.shared for u in uses}
+    members = sorted({tuple(u for u in together.get(i, (i,)) if u in reading) for i in reading})
+    levels = _levels(network, {view.linear[i].weight.node for i in reading})
+    found = []
+    for uses in members:
+        first = view.linear[uses[0]]
+        columns = tuple(_columns(network, view, u) for u in uses)
+        level = max(levels.get(c.tensor, 0) for c in columns)
+        labels = np.repeat(first.columns, first.taps)
+        found.append(Readers(uses, columns, stored_weight(network, first), labels, level, first.groups))
+    return found
+
+
+def _columns(network: Network, view: ChannelView, use: int) -> Columns:
+    linear = view.linear[use]
+    node = network.nodes[linear.activation.node]
+    tensor = node.inputs[linear.activation.position]
+    if linear.taps == 1 and not linear.padded and all(s == 1 for s in node.attributes.get("strides", ())):
+        return Columns(tensor, linear.act_axis)
+    names = ("auto_pad", "dilations", "output_padding", "output_shape", "pads", "strides")
+    given = [(n, node.attributes[n]) for n in names if n in node.attributes]
+    attributes = tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in given)
+    weight = network.shape(node.inputs[linear.weight.position]) or ()
+    op = "Conv" if linear.out_axis == 0 else "ConvTranspose"
+    return Columns(tensor, linear.act_axis, Window(op, tuple(int(n or 0) for n in weight[2:]), attributes))
+
+
+def pooled(readers: Readers, taps: int) -> Readers | None:
+    """The same readers with the columns of each channel pooled; None where channels do not own them evenly.
+
+    taps: of the convolution; 1 for a product, whose channels may own several columns behind a Flatten.
+    """
+    b = taps if taps > 1 else _multiplicity(readers.labels)
+    # Copies of a channel in several groups are read by unlike rows, and each group has to keep features of its own.
+    apart = taps == 1 and readers.groups > 1
+    if b == 1 or apart or len(readers.labels) % b:
+        return None
+    for by_channel in (True, False):
+        labels = arranged(readers.labels.astype(np.float64), b, by_channel=by_channel)
+        if (labels == labels[0]).all():
+            weight = arranged(readers.weight, b, by_channel=by_channel)
+            columns = tuple(dataclasses.replace(c, per_channel=b, by_channel=by_channel) for c in readers.columns)
+            return dataclasses.replace(
+                readers,
+                columns=columns,
+                weight=weight.reshape(-1, weight.shape[-1]),
+                labels=labels[0].astype(np.int64),
+            )
+    return None
+
+
+def _multiplicity(labels: IntArray) -> int:
+    """How many columns every removable channel owns; 1 where that differs."""
+    counts = np.unique(np.unique(labels[labels != PINNED], return_counts=True)[1])
+    return int(counts[0]) if len(counts) == 1 else 1
+
+
+def stages_of(network: Network, view: ChannelView, readers: Sequence[Readers]) -> Mapping[str, int]:
+    """Per tensor, the first stage that finds it final, if readers get their weights level by level."""
+    at = {view.linear[u].weight.node: r.level for r in readers for u in r.uses}
+    stages: dict[str, int] = {}
+    for node in network.nodes:
+        stage = max((stages.get(name, 0) for name in (*node.inputs, *node.captured)), default=0)
+        stages.update(dict.fromkeys(node.outputs, max(stage, at.get(node.index, -1) + 1)))
+    return stages
+
+
+def _levels(network: Network, refitted: set[int]) -> Mapping[str, int]:
+    """Per tensor, the largest number of refitted nodes on a path to it."""
+    levels: dict[str, int] = {}
+    for node in network.nodes:
+        level = max((levels.get(name, 0) for name in (*node.inputs, *node.captured)), default=0)
+        levels.update(dict.fromkeys(node.outputs, level + (node.index in refitted)))
+    return levels

@@ -1,0 +1,1 @@
+"""The network as it is read: files, nodes, shapes, and what is known of tensors without running it."""

@@ -1,0 +1,1 @@
+"""What the user asked for, checked, and what it means for a network."""

@@ -1,0 +1,1 @@
+"""Plans as files: their form, and their use on other weights."""

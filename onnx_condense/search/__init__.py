@@ -1,0 +1,1 @@
+"""How wide every space becomes, within a tolerance, limits and grids; the candidates that come out."""

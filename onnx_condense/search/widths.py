@@ -1,0 +1,179 @@
+"""How wide every space becomes: paths from dense to tiny, and the stop that the goal asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from onnx_condense.fit.narrowed import Narrower
+from onnx_condense.metrics import Judge, Measurement
+from onnx_condense.options.goal import Goal
+from onnx_condense.report.data import CurvePoint
+from onnx_condense.search import budget
+from onnx_condense.search.aim import Aim
+from onnx_condense.search.front import stops
+from onnx_condense.search.grid import WELL, Grid
+from onnx_condense.search.probes import Probe, standing_in
+
+CONFIDENCE = 0.95
+# Every space is probed alone with these shares of its channels gone; what lies beyond the last is a guess.
+PROBES = (0.5, 0.85, 0.97)
+# Widths are multiples of what runs well; where no such width will do, of less.
+COARSER = (1, 2, 8)
+# Where one space ends the path the others go on, so many times, with so many measurements each, until close.
+FILLS, MEASUREMENTS, CLOSE = 3, 4, 0.9
+# Refits stage by stage may measure so much worse: the last fit has more samples, which helps them more.
+MARGIN = 1.05
+
+
+def better_refit(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> tuple[bool, Measurement]:
+    """Whether refits stage by stage do better than refits all at once, and what the better ones measured."""
+    staged, at_once = (hunter.measure(fitter.plan(widths, sequential=s)[1]) for s in (True, False))
+    better = staged.value <= MARGIN * at_once.value
+    return better, staged if better else at_once
+
+
+class Widths:
+    """Chooses widths for one fitter.
+
+    Args:
+        fitter: makes the networks; hunter: measures them, its upper confidence bound has to meet the tolerance.
+        goal: holds the tolerance. aim: the limits; one out of reach gives the furthest stop that is in reach.
+        measuring: called before each measurement.
+        grid: which widths spaces may stop at.
+
+    Attributes:
+        furthest: the last stop of the path found that is within the tolerance on the search share.
+    """
+
+    def __init__(
+        self,
+        fitter: Narrower,
+        hunter: Judge,
+        goal: Goal,
+        aim: Aim,
+        measuring: Callable[[], None],
+        grid: Grid = WELL,
+    ) -> None:
+        self._fitter, self._hunter, self._goal = fitter, hunter, goal
+        self._aim, self._measuring, self._grid = aim, measuring, grid
+        self.furthest = 0
+        self._first: list[budget.Point] = []
+        self._errors: dict[tuple[int, ...], float] = {}
+        self._curve: list[CurvePoint] = []
+        self._staged: bool | None = None
+        probes = standing_in([_probed(fitter, i, hunter) for i in range(len(fitter.spaces))])
+        self._curves = [_curve(fitter, i, found, grid) for i, found in enumerate(probes)]
+
+    def find(self) -> tuple[list[budget.Point], int]:
+        """A path, and the stop on it that the goal asks for."""
+        path, at = self._found(1)
+        for part in COARSER[1:]:
+            if self._grid.strict or not self._wants_finer(path, at) or all(c.multiple == 1 for c in self._curves):
+                break
+            path, at = self._found(part)
+        return (path, at) if self._aim.sized else self._filled(path, at)
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """What the search measured, most parameters first."""
+        return tuple(sorted(self._curve, key=lambda p: -p.parameters))
+
+    def _found(self, part: int) -> tuple[list[budget.Point], int]:
+        curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
+        aim = self._aim
+        path = budget.greedy_path(curves, aim.total, aim.saving, frozen=aim.negligible(), worth=aim.worth)
+        self._first = path
+        return path, self._stop(path)
+
+    def _wants_finer(self, path: Sequence[budget.Point], at: int) -> bool:
+        if at == 0:
+            return not (self._aim.sized and self._aim.met_at_once(path))
+        return self._aim.undershot(path, at)
+
+    def _stop(self, path: Sequence[budget.Point]) -> int:
+        """The furthest within the tolerance, or the first that meets the limits."""
+        last = len(path) - 1
+        self.furthest = last if self._goal.tolerance is None else self._search(path)
+        return self._aim.stop(path, self.furthest) if self._aim.sized else self.furthest
+
+    def measured(self, widths: Sequence[int]) -> float | None:
+        """The upper bound of the error that the search found at some widths; None where it did not look."""
+        return self._errors.get(tuple(widths))
+
+    def front(self, error: float) -> list[budget.Point]:
+        """Stops of the front up to an error, on the path that the goal was searched on."""
+        path = self._first
+        return stops(path, budget.search(path, self._measure(path), error, MEASUREMENTS))
+
+    def _search(self, path: Sequence[budget.Point]) -> int:
+        return budget.search(path, self._measure(path), self._tolerance)
+
+    @property
+    def _tolerance(self) -> float:
+        return self._goal.tolerance or 0.0
+
+    def _measure(self, path: Sequence[budget.Point]) -> Callable[[int], float]:
+        def measure(at: int) -> float:
+            widths = path[at].widths
+            if widths not in self._errors:
+                self._measuring()
+                undecided = self._fitter.light and self._staged is None
+                found = self._better(widths) if undecided else self._tried(widths, sequential=self._fitter.light)
+                self._errors[widths] = found.upper(CONFIDENCE, self._goal.seed)
+                self._curve.append(CurvePoint(path[at].parameters, self._errors[widths]))
+            return self._errors[widths]
+
+        return measure
+
+    def staged(self, widths: Sequence[int]) -> bool:
+        """Whether refits stage by stage pay: measured once, at the first widths that are asked about."""
+        if self._staged is None:
+            self._better(widths)
+        return bool(self._staged)
+
+    def _better(self, widths: Sequence[int]) -> Measurement:
+        """Both kinds of refit, measured; the better one is taken from now on."""
+        self._staged, found = better_refit(self._fitter, self._hunter, widths)
+        return found
+
+    def _tried(self, widths: Sequence[int], *, sequential: bool) -> Measurement:
+        _, model = self._fitter.plan(widths, sequential=sequential and self._staged is not False)
+        return self._hunter.measure(model)
+
+    def _filled(self, path: list[budget.Point], at: int) -> tuple[list[budget.Point], int]:
+        """Go on from a stop with the spaces that did not end the path."""
+        frozen: set[int] = set()
+        for _ in range(FILLS):
+            if not 0 < at < len(path) - 1 or self._errors.get(path[at].widths, 0.0) > CLOSE * self._tolerance:
+                break
+            pairs = zip(path[at].widths, path[at + 1].widths, strict=True)
+            frozen |= {i for i, (now, then) in enumerate(pairs) if now != then}
+            start = path[at]
+            more = budget.greedy_path(self._curves, start.parameters, self._aim.saving, start.widths, frozen)
+            path = [*path[:at], *more]
+            at += budget.search(more, self._measure(more), self._tolerance, MEASUREMENTS)
+        return path, at
+
+
+def _probed(fitter: Narrower, index: int, hunter: Judge) -> dict[int, Probe]:
+    """Errors of the whole network with channels of one space gone, by how many."""
+    full = [s.width for s in fitter.spaces]
+    elimination = fitter.eliminations[index]
+    probes: dict[int, Probe] = {}
+    for share in PROBES if elimination.order.size else ():
+        removed = min(max(1, round(share * full[index])), len(elimination.order))
+        widths = [*full[:index], full[index] - removed, *full[index + 1 :]]
+        _, model = fitter.plan(widths, sequential=False)
+        found = hunter.measure(model)
+        probes[removed] = Probe(found.value, found.relative.value)
+    return probes
+
+
+def _curve(fitter: Narrower, index: int, probes: Mapping[int, float], grid: Grid) -> budget.SpaceCurve:
+    """From the errors of one space alone."""
+    width, elimination = fitter.spaces[index].width, fitter.eliminations[index]
+    multiple = grid.multiple(fitter.network, fitter.view, fitter.spaces[index])
+    least = grid.least(width - len(elimination.order), multiple, width)
+    squared = tuple((removed, error**2) for removed, error in probes.items())
+    return budget.SpaceCurve(width, least, elimination.cost, squared, multiple)
