@@ -180,7 +180,7 @@ def main(  # noqa: PLR0913  # the signature is the command line
     ] = None,
     tune_data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", readable=False, help="More inputs to train on, as --calibration."),
+        typer.Option(metavar="PATH", readable=False, help="More inputs to train on: .npz, .npy, or a folder of feeds."),
     ] = None,
     tune_loss: Annotated[
         str, typer.Option(metavar="NAME", help="mse, features, l1, or kl of classes; default as --metric asks for.")

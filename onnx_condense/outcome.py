@@ -54,8 +54,8 @@ class Candidate:
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
     curve: what the search for it measured. staged: whether its readers were refitted stage by stage; None: not at all.
     latency: its timings, if it was timed on the way.
-    trained: what the last training did, also where it was given back; tuned: whether its weights are those of a
-    training. tuning: all of it, for the report.
+    trained: what the last training did, also where it was given back. steps: of the last training that its weights come
+    from, whatever was fitted after that, 0: none. tuning: all of it, for the report.
     """
 
     model: onnx.ModelProto
@@ -70,18 +70,13 @@ class Candidate:
     latency: tuple[Latency, ...] = ()
     staged: bool | None = None
     trained: TuningRound | None = None
-    tuned: bool = False
+    steps: int = 0
     tuning: Tuning | None = None
 
     @property
     def parameters(self) -> int:
         """As `cost.count_parameters`."""
         return count_parameters(self.model)
-
-    @property
-    def steps(self) -> int:
-        """Of the last training, if its weights are there; else 0."""
-        return self.trained.steps if self.trained and self.tuned else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,7 +114,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
             narrower before that; it is given back where it does not get better.
         tune_minutes: wall time of all training; 3 where neither this nor `tune_steps` is given.
         tune_steps: of each training; the same steps give the same network on the same machine.
-        tune_data: more inputs to train on, as `calibration`; what judges the result is left out of them.
+        tune_data: more inputs to train on, given as `calibration` is, but not drawn; what judges is left out.
         tune_loss: "mse" (the square of the relative error), "features" (of each feature), "l1", or "kl" of classes; by
             default what goes with the metric.
         rounds: condense and train so many times in turn; with `front` the networks of all rounds come out.

@@ -136,10 +136,10 @@ class Run:
         if self.reuse is None:
             found = self.maker.fitted(exact, shares) if rounds is None else rounds.run(exact)
         elif exact and self.reuse.complete:
-            return None
+            found = None
         else:
             found = rounds.reused(self.reuse, exact) if rounds else self.maker.reused(self.reuse, exact, shares)
-        self.notes += tuner.notes if tuner else ()
+        self.notes += tuner.told_last() if tuner else ()
         if self.reuse and found and found.proved.excess(self.goal.gate) > 1.0:
             raise BudgetError("plan", self.reuse.missed(found.proved.worst(self.goal.gate), self.goal))
         return found
@@ -156,6 +156,7 @@ class Run:
             loss = tune.loss_for(goal.metric)
             roles = (shares.samples, shares.fit, shares.search)
             more: dict[str, Any] = {"more": further, "apart": [Source(*judged)], "weights": self.prover.weights}
+            more["seed"] = goal.seed
             return Teacher(self.prover.dense, *roles, self.runtime, loss, **more)
 
         return Tuner(goal, tune, teach, self.progress)
@@ -307,7 +308,11 @@ class Run:
         self.progress("done", 1.0)
         method, threshold = self.goal.method, self.goal.threshold
         told = dataclasses.replace(
-            report, notes=tuple(self.notes), widths=tuple(self.widths), method=method, threshold=threshold
+            report,
+            notes=tuple(dict.fromkeys(self.notes)),
+            widths=tuple(self.widths),
+            method=method,
+            threshold=threshold,
         )
         source = dataclasses.replace(origin(self.network, self.source_sha256, plans), result_sha256=sha256)
         told = dataclasses.replace(told, evidence=self._evidence(plans), origin=source)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from onnx_condense.errors import DefectError
+from onnx_condense.errors import DefectError, UsageError
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.tuning import Tune
@@ -20,6 +20,7 @@ from onnx_condense.outcome import Candidate
 from onnx_condense.proving.proof import Proof
 from onnx_condense.proving.verify import check_graph
 from onnx_condense.report.data import Tuning, TuningRound
+from onnx_condense.runtime import first_line
 
 if TYPE_CHECKING:
     from onnx_condense.tune import Teacher
@@ -31,10 +32,12 @@ def check_trainable(network: Network) -> None:
     """Refuse what can't be trained before any work is done.
 
     Raises:
-        ModelError: part of it can't be trained through, or it has nothing to train.
+        ModelError: part of it can't be trained through, or it has nothing to train. UsageError: PyTorch is broken.
     """
-    from onnx_condense.tune import check_trainable as check
-
+    try:
+        from onnx_condense.tune import check_trainable as check
+    except (ImportError, OSError) as error:
+        raise UsageError("tune", f"--tune: PyTorch is there but can't be loaded: {first_line(error)}") from error
     check(network)
 
 
@@ -86,11 +89,17 @@ class Tuner:
         proved = proof.measure(tuned.model)
         trained = TuningRound(bare.parameters, bare.proved.error, proved.error, tuned.steps, tuned.seconds)
         if not proved.excess(1.0) < bare.proved.excess(1.0):
+            trained = dataclasses.replace(trained, kept=False)
             self.notes.append(
                 f"training was given back: it took the error from {bare.proved.error:.3g} to {proved.error:.3g}"
             )
             return dataclasses.replace(bare, trained=trained)
-        return dataclasses.replace(bare, model=tuned.model, proved=proved, trained=trained, tuned=True)
+        return dataclasses.replace(bare, model=tuned.model, proved=proved, trained=trained, steps=tuned.steps)
+
+    def told_last(self) -> list[str]:
+        """All remarks, at the end of the run."""
+        idle = [] if self._teacher else ["nothing was trained: no network was fitted that training could make better"]
+        return [*self.notes, *idle]
 
     def told(self, rounds: Sequence[TuningRound]) -> Tuning:
         """For the report; rounds: those that led to the result."""

@@ -26,7 +26,7 @@ from onnx_condense.plan import Plan
 from onnx_condense.report.data import Origin
 
 PREFIX = "onnx_condense."
-PACKAGES = ("numpy", "onnx", "onnxruntime", "scipy")
+PACKAGES = ("numpy", "onnx", "onnxruntime", "scipy", "torch")
 BLOCK = 2**20
 
 

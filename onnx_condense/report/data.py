@@ -161,6 +161,7 @@ class TuningRound:
     """One training.
 
     parameters: of the network. bare, error: before and after it, on the samples that judge. steps, seconds: it took.
+    kept: whether it was; else it was given back.
     """
 
     parameters: int
@@ -168,6 +169,7 @@ class TuningRound:
     error: float
     steps: int
     seconds: float
+    kept: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

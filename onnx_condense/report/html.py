@@ -198,7 +198,7 @@ def _curve(report: Report) -> Plot | None:
     caption = (
         "Every small dot is a network that the search measured: the upper 95 % bound of its error on the search's own "
         "samples. The large dot is the result: its error on samples that the search did not see, and the 99 % interval."
-    )
+    ) + (" The small ones are not trained." if report.tuning else "")
     return Plot(svg, "Error against size", caption) if svg else None
 
 

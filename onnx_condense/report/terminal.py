@@ -313,7 +313,7 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
 
 def _tuning_rows(tuning: Tuning) -> Iterator[tuple[str, Text]]:
     """What training did to the error, round by round, and what it took."""
-    told = [f"{r.bare:.3g} -> {r.error:.3g}{'' if r.error < r.bare else ' (given back)'}" for r in tuning.rounds]
+    told = [f"{r.bare:.3g} -> {r.error:.3g}{'' if r.kept else ' (given back)'}" for r in tuning.rounds]
     facts = f"{tuning.steps:,} steps, {tuning.seconds:.0f} s, {tuning.samples:,} samples, {tuning.loss}"
     yield "training", Text(f"{'; '.join(told)}  ({facts})")
 

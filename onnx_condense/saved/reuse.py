@@ -108,6 +108,7 @@ def goal_by(document: Document, asked: Goal) -> Goal:
     given += ["--threshold"] if asked.threshold is not None else []
     given += ["--multiple-of"] if asked.multiple_of is not None else []
     given += ["--front"] if asked.front else []
+    given += ["--rounds"] if asked.tune is not None and asked.tune.rounds > 1 else []
     if given:
         raise UsageError("plan", f"--plan and {given[0]} exclude each other: the plan says what goes")
     if document.method not in METHODS:

@@ -182,7 +182,11 @@ class Maker:
         widths = Widths(fitter, hunter, goal, aim, measuring, self.grid)
         path, at = widths.find()
         staged = at > 0 and widths.staged(path[at].widths)
-        ahead = widths.front(largest_error(goal.tolerance)) if goal.front and goal.tune is None else []
+        ahead = (
+            widths.front(largest_error(goal.tolerance))
+            if goal.front and not (goal.tune and goal.tune.rounds > 1)
+            else []
+        )
         self.progress("refitting", 0.75)
         fitter.use_all(shares.search)
         for stop in ahead:
@@ -324,4 +328,5 @@ class Maker:
         found = Candidate(
             condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, {**earlier, **names}, rows
         )
-        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None)
+        steps = exact.steps if exact else 0
+        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None, steps=steps)

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 
-from onnx_condense.outcome import Candidate
+from onnx_condense.outcome import Candidate, too_little
 from onnx_condense.report.data import TuningRound
 from onnx_condense.saved.reuse import Reuse
 from onnx_condense.search.candidates import Maker, Route, Shares
@@ -38,7 +38,7 @@ class Rounds:
         self._maker, self._tuner, self._shares = maker, tuner, shares
         self._gate = maker.goal.gate
         self._told: list[TuningRound] = []
-        self._trained = 0
+        self._tried: list[TuningRound] = []
         # A size is aimed at directly, a tolerance by trying.
         self._attempts = 1 if maker.bounds or maker.goal.threshold is not None else ATTEMPTS
 
@@ -56,14 +56,18 @@ class Rounds:
             base = self._kept(found)
         if base is None or base is exact:
             return None
-        base = dataclasses.replace(base, tuning=self._tuner.told(self._told) if self._told else None)
+        # Where nothing that was trained goes out it is told all the same what was tried.
+        told = self._told or self._tried
+        base = dataclasses.replace(base, tuning=self._tuner.told(told) if told else None)
         if self._maker.goal.threshold is not None:
             return self._maker.gated(base)
         # A size on the way is no gate, and the last round may have found nothing.
+        self._missed(base)
         return base if base.proved.excess(self._gate) <= 1.0 else None
 
     def reused(self, reuse: Reuse, exact: Candidate | None) -> Candidate:
         """What a saved plan makes of the network, trained."""
+        self._attempts = 1
         found = self._kept(self._train(self._maker.reused(reuse, exact, self._shares)))
         return dataclasses.replace(found, tuning=self._tuner.told(self._told))
 
@@ -78,9 +82,11 @@ class Rounds:
 
     def _train(self, bare: Candidate) -> Candidate:
         trainings = self._tuner.rounds * self._attempts
-        at = STARTS + (ENDS - STARTS) * self._trained / trainings
-        self._trained += 1
-        return self._tuner(bare, self._shares.proof, 1.0 / trainings, at)
+        at = STARTS + (ENDS - STARTS) * len(self._tried) / trainings
+        found = self._tuner(bare, self._shares.proof, 1.0 / trainings, at)
+        if found.trained is not None:
+            self._tried.append(dataclasses.replace(found.trained, kept=False))
+        return found
 
     def _round(self, base: Candidate | None, left: int) -> Candidate | None:
         """One of the rounds that are left, on top of what there is; None where nothing more can go."""
@@ -90,16 +96,27 @@ class Rounds:
         route = self._maker.search(base, self._shares, REACH)
         if route is None or route.at == 0:
             return None
-        return self._to_size(route, left) if self._maker.bounds else self._to_tolerance(route)
+        found = self._to_size(route, left) if self._maker.bounds else self._to_tolerance(route)
+        return found and self._worth(route, found)
+
+    def _worth(self, route: Route, found: Candidate) -> Candidate | None:
+        """The same with what the search measured; None where it saves too little for its error."""
+        if little := too_little(route.fitter.network, found, self._maker.goal):
+            self._tuner.notes.append(little)
+            return None
+        return dataclasses.replace(found, curve=route.curve)
 
     def _to_size(self, route: Route, left: int) -> Candidate | None:
         """The network of the size that is this round's, trained."""
         if left > 1:
             return self._train(self._maker.made(route, _on_the_way(route, left)))
-        timed = self._maker.bounds.pace.timed
-        bare = self._maker.in_time(route) if timed else self._maker.within(route, route.at)[0]
-        found = bare and self._train(bare)
-        if found is None or found.proved.excess(self._gate) <= 1.0:
+        pace = self._maker.bounds.pace
+        bare = self._maker.in_time(route) if pace.timed else self._maker.within(route, route.at)[0]
+        if bare is None or pace.lacking(bare.latency, sure=True) > 1.0:
+            # Training makes nothing faster.
+            return bare
+        found = self._train(bare)
+        if found.proved.excess(self._gate) <= 1.0:
             return found
         # The size is too small for the tolerance: what is within it tells what can be reached.
         self._missed(found)

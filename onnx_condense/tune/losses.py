@@ -57,7 +57,8 @@ class Scale:
         off = off.abs() if self.kind == L1 else off * off
         if self.kind == FEATURES:
             return self.weight * (off.movedim(self.axis, -1) / self.spread).mean()
-        return self.weight * off.mean() / self.spread
+        # Weights are those of squares.
+        return (self.weight**0.5 if self.kind == L1 else self.weight) * off.mean() / self.spread
 
     def _divergence(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         logs = [self._logarithms(y) for y in (found, wanted)]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_condense.data import Samples
@@ -18,8 +19,8 @@ from onnx_condense.runtime import Array, Feed, Runtime, Session, run
 from onnx_condense.tune.losses import MSE, Scale, scale_of
 from onnx_condense.tune.mixing import mixed
 
-# Answers are kept up to this size; what is larger is worked out anew each time it is shown.
-HELD_BYTES = 2**30
+# Answers of one source are kept up to this size; what is larger is worked out anew each time it is shown.
+HELD_BYTES = 2**28
 # So many samples tell the scale of the answers.
 SEEN = 4096
 ROWS = 256
@@ -62,7 +63,7 @@ class Teacher:
 
     Attributes:
         count: samples to train on, those made aside. left_out: how many further inputs were left out.
-        scales: of each output's loss, None where it gives none. loss: what counts, in words.
+        scales: of each output's loss, None where it gives none. loss: what kinds these are.
 
     Raises:
         ModelError: no output gives a gradient, or the network does not run.
@@ -82,7 +83,7 @@ class Teacher:
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
-        self.runtime, self.loss = runtime, loss
+        self.runtime = runtime
         session = runtime.session(dense)
         self._sources = [Source(samples, fit)]
         searched = Source(samples, search)
@@ -95,12 +96,15 @@ class Teacher:
         if (between := mixed(samples, fit, seed)) is not None:
             self._sources.append(Source(between, np.arange(len(between))))
         self._answers = [_Answers(session, source) for source in (*self._sources, searched)]
+        # Between near ones, and on further inputs, the dense network may answer with what nobody can learn.
+        self._sources = [answers.source for answers in self._answers[:-1]]
         names = [o.name for o in session.get_outputs()]
         seen = list(_first(lesson.answers for lesson in self._answers[0].lessons(fit[:SEEN], ROWS)))
         self.scales: Sequence[Scale | None] = [
             scale_of(loss, [answers[i] for answers in seen], (weights or {}).get(name, 1.0))
             for i, name in enumerate(names)
         ]
+        self.loss = " and ".join(sorted({scale.kind for scale in self.scales if scale is not None}))
         if not any(self.scales):
             raise ModelError("tune", "--tune: no output varies with the inputs, so that nothing can be learned")
 
@@ -143,6 +147,8 @@ class _Answers:
                 return
         self._held = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
         self._place = {int(row): at for at, row in enumerate(self.source.rows)}
+        rows = self.source.rows[np.logical_and.reduce([_finite(a) for a in self._held])]
+        self.source = Source(self.source.samples, rows)
 
     def lessons(self, indices: IntArray, rows: int) -> Iterator[Lesson]:
         """Some samples of the source."""
@@ -154,6 +160,13 @@ class _Answers:
             return run(self._session, batch.feed)
         places = [self._place[int(row)] for row in batch.samples]
         return [answers.take(places, axis=0) for answers in self._held]
+
+
+def _finite(answers: Array) -> npt.NDArray[np.bool_]:
+    """Which samples have answers without NaN and infinity."""
+    if answers.dtype.kind != "f":
+        return np.ones(len(answers), np.bool_)
+    return np.asarray(np.isfinite(answers).reshape(len(answers), -1).all(axis=1))
 
 
 def _first(passes: Iterable[Sequence[Array]]) -> Iterator[Sequence[Array]]:
@@ -173,17 +186,26 @@ def _chunks(rng: np.random.Generator, rows: IntArray, size: int) -> Iterable[Int
 
 def _fresh(samples: Samples, apart: Sequence[Source]) -> IntArray:
     """Samples that are none of those."""
-    taken = {mark for source in apart for mark in _marks(source)}
+    taken = {mark for source in apart for marks in _marks(source) for mark in marks}
     marks = _marks(Source(samples, np.arange(len(samples))))
-    return np.array([i for i, mark in enumerate(marks) if mark not in taken], np.int64)
+    return np.array([i for i, found in enumerate(marks) if taken.isdisjoint(found)], np.int64)
 
 
-def _marks(source: Source) -> Iterator[bytes]:
-    """A digest of each sample, the same for equal ones."""
+def _marks(source: Source) -> Iterator[set[bytes]]:
+    """Digests of each sample, the same for equal ones: one, or one per row of a block."""
+    samples = source.samples
     for row in source.rows:
-        batch = next(source.samples.batches(np.array([row]), 1))
-        digest = hashlib.blake2b(digest_size=16)
-        for name in sorted(batch.feed):
-            digest.update(f"{name} {batch.feed[name].shape} {batch.feed[name].dtype}".encode())
-            digest.update(np.ascontiguousarray(batch.feed[name]).tobytes())
-        yield digest.digest()
+        feed = next(samples.batches(np.array([row]), 1)).feed
+        if not isinstance(samples, Rows) or samples.block is None:
+            yield {_mark(feed)}
+            continue
+        # The same rows may be cut into other blocks there.
+        yield {_mark({**feed, **{n: feed[n][i : i + 1] for n in samples.arrays}}) for i in range(samples.block)}
+
+
+def _mark(feed: Feed) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(feed):
+        digest.update(f"{name} {feed[name].shape} {feed[name].dtype}".encode())
+        digest.update(np.ascontiguousarray(feed[name]).tobytes())
+    return digest.digest()

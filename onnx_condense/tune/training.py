@@ -2,7 +2,8 @@
 
 SOAP (see `soap`) with a short warm-up, since the student starts near an optimum that full steps would leave, and cosine
 decay. The rate is the largest of a few that a short schedule of its own recovers from. What counts is the loss on
-samples that are not trained on: its best state is what comes out, the first one included.
+samples that are not trained on: the state that does best there comes out. Whether it is better than the start is for
+others to judge: least squares may have seen these samples.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ WARM_UP = 0.02
 # The samples that tell when to stop are looked at so often, and training stops early once it was in vain for so long.
 LOOKS, PATIENCE = 50, 0.5
 # Samples of a step: as many as keep it short, within these bounds.
-STEP_MACS, LEAST_ROWS, MOST_ROWS = 2**30, 16, 256
+STEP_MACS, LEAST_ROWS, MOST_ROWS = 2**27, 32, 256
+# Elements of activations of one step, all of which wait for the way back.
+STEP_ELEMENTS = 2**28
 # Longer gradients are cut: one odd batch must not throw the student off.
 LONGEST = 10.0
 
@@ -58,7 +61,7 @@ class Recipe:
 class Tuned:
     """What training gave.
 
-    model: the best state. steps: made, trials of rates aside; seconds: all of it.
+    model: the best state after some training. steps: made, trials of rates aside; seconds: all of it.
     before, after: loss on the samples that are not trained on. rate: of the steps. curve: (step, that loss).
     """
 
@@ -129,7 +132,7 @@ class _Training:
         prefix = self._module.prefix()
         self._prefix = None if prefix is None else teacher.runtime.session(prefix)
         self._scales = [scale and scale.on(self._device) for scale in teacher.scales]
-        self._rows = recipe.rows or int(np.clip(STEP_MACS // max(count_macs(network), 1), LEAST_ROWS, MOST_ROWS))
+        self._rows = recipe.rows or _rows_for(student, teacher.example(1))
 
     def run(self) -> Tuned:
         """The best state that was reached."""
@@ -141,23 +144,22 @@ class _Training:
         spent = (time.monotonic() - started) / 60.0
         minutes = None if self._recipe.minutes is None else max(self._recipe.minutes - spent, 0.0)
         clock = _Clock(minutes, self._recipe.steps)
-        best, state, curve = before, start, [(0, before)]
-        # Steps lead away from where least squares left it first, so the start is no mark to be beaten in time.
-        lowest, gained = math.inf, 0.0
+        state, curve = start, [(0, before)]
+        # The start may have been fitted on these very samples, so it is no mark to be beaten.
+        best, gained = math.inf, 0.0
         for done in self._trained(rate, clock, self._recipe.seed):
             loss = self._tested()
             curve.append((clock.steps, loss))
-            if loss < lowest:
-                lowest, gained = loss, done
             if loss < best:
-                best, state = loss, self._state()
+                best, gained, state = loss, done, self._state()
             share = 100 * best / before if before else 100.0
             self._progress(done, f"loss {share:.0f} % of its start, {clock.left}")
             if done - gained > PATIENCE:
                 break
         self._module.load_state_dict(state)
         seconds = time.monotonic() - started
-        return Tuned(self._module.tuned(), clock.steps, seconds, before, best, rate, tuple(curve))
+        after = best if math.isfinite(best) else before
+        return Tuned(self._module.tuned(), clock.steps, seconds, before, after, rate, tuple(curve))
 
     def _rate_for(self, start: State, before: float) -> float:
         """The largest rate that a short schedule recovers from; before: the loss at the start.
@@ -238,3 +240,19 @@ class _Training:
 
     def _state(self) -> State:
         return {name: value.detach().clone() for name, value in self._module.state_dict().items()}
+
+
+def _rows_for(student: onnx.ModelProto, example: Lesson) -> int:
+    """Samples of a step: by the work and the memory that one sample takes, its sizes put in for those left open."""
+    sized = onnx.ModelProto()
+    sized.CopyFrom(student)
+    for value in sized.graph.input:
+        if value.name in example.feed:
+            shape = value.type.tensor_type.shape
+            del shape.dim[:]
+            for size in example.feed[value.name].shape:
+                shape.dim.add(dim_value=size)
+    network = Network(sized)
+    kept = sum(math.prod(d for d in shape if isinstance(d, int)) for shape in network.shapes.values())
+    by_work = int(np.clip(STEP_MACS * example.count // max(count_macs(network), 1), LEAST_ROWS, MOST_ROWS))
+    return max(1, min(by_work, STEP_ELEMENTS * example.count // max(kept, 1)))
