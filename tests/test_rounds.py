@@ -16,8 +16,6 @@ import pytest
 from mlps import Net, mlp, normal, plant_copies, weight_of
 from typer.testing import CliRunner
 
-pytest.importorskip("torch")
-
 from onnx_condense import condense, tune
 from onnx_condense.cli import app
 from onnx_condense.cost import count_parameters

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from mlps import Array, Net, mlp, normal, weight_of
 from onnx import TensorProto, helper, numpy_helper
 
-torch = pytest.importorskip("torch")
-
-from onnx_condense.data import input_specs, load  # noqa: E402
-from onnx_condense.network.model import serialized  # noqa: E402
-from onnx_condense.runtime import Runtime, run  # noqa: E402
-from onnx_condense.tune import Lesson, Recipe, Teacher, Tuned, distil  # noqa: E402
-from onnx_condense.tune.soap import Soap  # noqa: E402
+from onnx_condense.data import input_specs, load
+from onnx_condense.network.model import serialized
+from onnx_condense.runtime import Runtime, run
+from onnx_condense.tune import Lesson, Recipe, Teacher, Tuned, distil
+from onnx_condense.tune.soap import Soap
 
 module: Any = importlib.import_module("onnx_condense.tune.training")
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlps import Array, normal
 
-torch = pytest.importorskip("torch")
-
-from onnx_condense.tune.losses import FEATURES, KL, L1, LOSSES, MSE, STILL, TEMPERATURE, scale_of  # noqa: E402
+from onnx_condense.tune.losses import FEATURES, KL, L1, LOSSES, MSE, STILL, TEMPERATURE, scale_of
 
 # Features at quite different places and spreads.
 UNITS = np.array([0.5, 1.0, 30.0, 5.0], np.float32)

@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-torch = pytest.importorskip("torch")
-
-from onnx_condense.errors import ModelError  # noqa: E402
-from onnx_condense.network.model import Network, load  # noqa: E402
-from onnx_condense.runtime import Runtime, run  # noqa: E402
-from onnx_condense.tune.lowering import RULES  # noqa: E402
-from onnx_condense.tune.network import Torched, check_trainable  # noqa: E402
+from onnx_condense.errors import ModelError
+from onnx_condense.network.model import Network, load
+from onnx_condense.runtime import Runtime, run
+from onnx_condense.tune.lowering import RULES
+from onnx_condense.tune.network import Torched, check_trainable
 
 Array = npt.NDArray[Any]
 

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from convnets import Array
 from mlps import Net, mlp, normal, weight_of
 from onnx import TensorProto, helper, numpy_helper
 
-torch = pytest.importorskip("torch")
-
-from onnx_condense.errors import ModelError  # noqa: E402
-from onnx_condense.network.model import Network, load  # noqa: E402
-from onnx_condense.runtime import Runtime, run  # noqa: E402
-from onnx_condense.tune.network import Torched, check_trainable  # noqa: E402
+from onnx_condense.errors import ModelError
+from onnx_condense.network.model import Network, load
+from onnx_condense.runtime import Runtime, run
+from onnx_condense.tune.network import Torched, check_trainable
 
 MODELS = Path(__file__).parent.parent / "models"
 

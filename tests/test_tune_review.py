@@ -14,8 +14,6 @@ import onnx
 import pytest
 from mlps import mlp, normal
 
-pytest.importorskip("torch")
-
 from onnx_condense import condense, outcome, tune
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import UsageError

@@ -12,8 +12,6 @@ import pytest
 from mlps import Array, Net, mlp, normal
 from onnx import TensorProto, helper
 
-pytest.importorskip("torch")
-
 from onnx_condense.data import Samples, input_specs, load
 from onnx_condense.errors import ModelError
 from onnx_condense.runtime import Runtime, run

@@ -184,6 +184,7 @@ def _padded(x: Tensor, where: tuple[int, tuple[int, int]], mode: str) -> Tensor:
     if not before and not after:
         return x
     kept = np.arange(max(-before, 0), x.shape[axis] - max(-after, 0))
+    # ONNX and numpy share the names of modes; which one it is, is known only here, where the overloads want a literal.
     wide = np.pad(kept, (max(before, 0), max(after, 0)), mode)  # type: ignore[call-overload]
     return x.index_select(axis, indices(wide, x))
 
