@@ -141,7 +141,7 @@ def main(  # noqa: PLR0913  # the signature is the command line
         typer.Option(metavar="PROVIDER", help="Prove and time on this ONNX Runtime provider too; repeatable."),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="N,...", help="Samples per pass to time; default 1 and 256, if the network takes it.")
+        str, typer.Option(metavar="N,...", help="Samples per pass to time; default 1, and up to 256 where that works.")
     ] = "",
     include: Annotated[
         list[str] | None,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import text_model
 
 from onnx_condense.data import InputSpec, Samples, load
 from onnx_condense.errors import UsageError
-from onnx_condense.proving.feeding import LATENCY_BATCH, timed_feeds
+from onnx_condense.network.model import Network
+from onnx_condense.proving.feeding import LATENCY_BATCH, LATENCY_MACS, latency_batch, timed_feeds
 
 FREE = (InputSpec("x", np.dtype(np.float32), ("batch", 3)),)
 FIXED = (InputSpec("x", np.dtype(np.float32), (4, 3)),)
@@ -26,6 +28,23 @@ def test_one_sample_and_a_larger_batch_where_nothing_is_asked_for() -> None:
     samples = rows(400)
     assert [len(f["x"]) for f in timed_feeds(samples, np.arange(400))] == [1, LATENCY_BATCH]
     assert [len(f["x"]) for f in timed_feeds(samples, np.arange(5))] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "batch"), [(1, 256), (2**25, 256), (2**26, 128), (2**32, 2), (2**33, 1), (2**34, 1)]
+)
+def test_heavy_networks_are_timed_on_fewer(pixels: int, batch: int) -> None:
+    assert LATENCY_MACS == 2**33
+    ends = f"float[N, 1, 1, {pixels}]"
+    head = '<ir_version: 8, opset_import: ["": 13]>'
+    text = f"{head} agraph ({ends} x) => ({ends} y) {{ y = Conv(x, w) }}"
+    proto = text_model(text, {"w": np.ones((1, 1, 1, 1), "f4")})
+    assert latency_batch(Network(proto)) == batch
+
+
+def test_the_larger_batch_has_no_more_than_that() -> None:
+    assert [len(f["x"]) for f in timed_feeds(rows(400), np.arange(400), most=7)] == [1, 7]
+    assert [len(f["x"]) for f in timed_feeds(rows(400), np.arange(400), most=1)] == [1]
 
 
 def test_exactly_the_batches_asked_for() -> None:

@@ -36,8 +36,9 @@ from onnx_condense.plan import (
 from onnx_condense.proving.verify import blaming
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, release
-from onnx_condense.select.curves import Trial, best_judged, judged, overfits
+from onnx_condense.select.curves import OVERFIT, Trial, best_judged, held_out_error, judged, overfits
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
+from onnx_condense.select.pivots import eliminate_to
 
 SELECTION_RIDGE = 1e-5
 # Tried where that order does badly on samples that it did not see.
@@ -190,6 +191,17 @@ class Fitter:
         orders = [first, *(eliminate(readers, removable, ridge) for ridge in CAREFUL_RIDGES)]
         return best_judged(orders, trials, USUAL_RIDGE)
 
+    def _eliminate_to(self, space: ChannelSpace, trials: Sequence[Trial], gone: int) -> Elimination:
+        """An order of which only the first so many will go; the one that does best on the search share."""
+        removable = np.flatnonzero(~space.pinned)
+        readers, left = [t.reader for t in trials], len(removable) - gone
+        first = eliminate_to(readers, removable, left, SELECTION_RIDGE)
+        release()
+        if not trials or held_out_error(trials, first.order[:gone], USUAL_RIDGE) <= OVERFIT * first.cost[gone]:
+            return first
+        orders = [first, *(eliminate_to(readers, removable, left, ridge) for ridge in CAREFUL_RIDGES)]
+        return min(orders, key=lambda o: held_out_error(trials, o.order[:gone], USUAL_RIDGE))
+
     def _ordered_by(self, order: Elimination | Choice, space: ChannelSpace) -> Elimination:
         """The order that was given, with its cost on held-out samples."""
         trials = self._trials(space)
@@ -197,7 +209,8 @@ class Fitter:
             return judged(order, trials, USUAL_RIDGE)
         if order.mixed:
             return self._turns.mixed_to(order.mixed, space, trials)
-        found, worse = settled(order, trials, functools.partial(self._eliminate, space), USUAL_RIDGE)
+        anew = functools.partial(self._eliminate_to, space, trials, len(order.gone))
+        found, worse = settled(order, trials, anew, USUAL_RIDGE)
         if worse is not None:
             self.anew[space.name] = worse
         return found

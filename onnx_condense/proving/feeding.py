@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_condense.cost import count_macs
 from onnx_condense.data import Samples
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import UsageError
@@ -17,20 +18,28 @@ from onnx_condense.runtime import Feed
 # Samples per pass: moments want at most 1024 rows, large inputs fewer.
 MAX_ROWS = 1024
 MAX_ELEMENTS = 2**25
-LATENCY_BATCH = 256
+# The larger batch that is timed: so many samples, of heavy networks as many as take some tenths of a second.
+LATENCY_BATCH, LATENCY_MACS = 256, 2**33
 
 
-def timed_feeds(samples: Samples, indices: IntArray, batches: Sequence[int] = ()) -> list[Feed]:
+def latency_batch(network: Network) -> int:
+    """How many samples to time at once; 1 where a single one is all that can be waited for."""
+    return int(np.clip(LATENCY_MACS // max(count_macs(network), 1), 1, LATENCY_BATCH))
+
+
+def timed_feeds(
+    samples: Samples, indices: IntArray, batches: Sequence[int] = (), most: int = LATENCY_BATCH
+) -> list[Feed]:
     """What to time: one sample, and a larger batch where the network takes one; or exactly the batches asked for.
 
-    batches: rows of each; where there are fewer samples they are repeated.
+    batches: rows of each; where there are fewer samples they are repeated. most: samples in the larger batch.
 
     Raises:
         UsageError: the network, or the form of the samples, does not allow one of the batches.
     """
     if batches:
         return [_batch_of(samples, indices, rows) for rows in dict.fromkeys(batches)]
-    counts = {1, min(LATENCY_BATCH, len(indices))} if samples.sliced else {1}
+    counts = {1, min(most, len(indices))} if samples.sliced else {1}
     firsts = [(count, next(iter(samples.batches(indices[:count], count)))) for count in sorted(counts)]
     return [batch.feed for count, batch in firsts if len(batch.samples) == count]
 

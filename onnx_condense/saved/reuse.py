@@ -221,7 +221,9 @@ class Reuse:
         self.view = self.held.view(network)
         self._check()
         stay = {s.name: np.array(s.exact, np.int64) for s in document.spaces}
-        self.exact = lossless_plan(network, self.view, stay=stay)
+        merges = any(len(s.exact) < s.before for s in document.spaces)
+        # Looking for what is not to go either way would take longer than all the rest.
+        self.exact = lossless_plan(network, self.view, stay=stay) if merges else Plan("lossless", (), ())
         self.notes: tuple[str, ...] = ()
         if document.source.architecture != architecture_digest(network):
             self.notes = (f"{label} was made for another architecture, but all of its layers are there",)

@@ -21,6 +21,8 @@ GRID = (0.03, 0.1, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 MIDDLE = 0.5
 # An order whose held-out error is this many times its own is not to be trusted.
 OVERFIT = 2.0
+# Where at most one in so many columns stays terms of the error may cancel: they do in the last digits only.
+FEW = 2
 TINY = np.finfo(np.float64).tiny
 
 
@@ -40,9 +42,9 @@ class Trial:
         return self.told()
 
     @functools.cached_property
-    def level(self) -> float:
-        """What errors are relative to: the readers' own spread on the held-out share."""
-        return max(_spread(self.reader.weight, self.held), TINY)
+    def spread(self) -> float:
+        """What errors are relative to: the readers' own on the held-out share."""
+        return _spread(self.reader.weight, self.held)
 
 
 def held_out_error(trials: Sequence[Trial], gone: IntArray, ridge: float) -> float:
@@ -52,14 +54,25 @@ def held_out_error(trials: Sequence[Trial], gone: IntArray, ridge: float) -> flo
 
 
 def _error(trial: Trial, gone: IntArray, ridge: float) -> float:
-    reader = trial.reader
-    columns = reader.columns[gone]
-    keep = np.setdiff1d(np.arange(reader.weight.shape[1]), columns[columns >= 0])
-    change = reader.weight.copy()
-    if keep.size:
-        C = reader.covariance
-        change[:, keep] -= columns_of(reader.weight, C[:, keep], C[np.ix_(keep, keep)], keep, ridge)
-    return _spread(change, trial.held) / trial.level
+    return max(_lost(trial, gone, ridge), 0.0) / max(trial.spread, TINY)
+
+
+def _lost(trial: Trial, gone: IntArray, ridge: float) -> float:
+    """tr(D M D^T) of the change D of the weight, with the held-out moments M."""
+    W, C = trial.reader.weight, trial.reader.covariance
+    columns = trial.reader.columns[gone]
+    keep = np.setdiff1d(np.arange(len(C)), columns[columns >= 0])
+    if not keep.size:
+        return trial.spread
+    fitted = columns_of(W, C[:, keep], C[np.ix_(keep, keep)], keep, ridge)
+    if FEW * len(keep) <= len(C):
+        # Term by term, without a product as large as W M.
+        M = trial.held
+        cross = float(np.einsum("ij,ij->", W @ M[:, keep], fitted))
+        return trial.spread - 2.0 * cross + _spread(fitted, M[np.ix_(keep, keep)])
+    change = W.copy()
+    change[:, keep] -= fitted
+    return _spread(change, trial.held)
 
 
 def _spread(weight: FloatArray, moments: FloatArray) -> float:

@@ -136,14 +136,14 @@ def eliminate(readers: Sequence[ReaderCost], removable: IntArray, ridge: float) 
 
 
 def _start(reader: ReaderCost, ridge: float) -> _State:
-    scale = _spread(reader)
+    scale = spread(reader)
     factor, _ = factorized(reader.covariance, ridge)
     inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     A = reader.weight / math.sqrt(scale) if scale > 0 else reader.weight.copy()
     return _State(np.ascontiguousarray(A), _mirrored(inverse).T, reader.columns.copy())
 
 
-def _spread(reader: ReaderCost) -> float:
+def spread(reader: ReaderCost) -> float:
     """tr(W C W^T), products in single precision: it only sets the scale."""
     W, total = reader.weight.astype(np.float32), 0.0
     for rows in bands(reader.covariance):
