@@ -57,7 +57,7 @@ def test_from_scratch_follows_the_tuned_row_and_takes_its_steps(
     monkeypatch.setattr("bench_tune.can_tune", lambda: True)
     likes: list[int] = []
 
-    def tuned(self: Setting, _keep: float, _seed: int) -> Made:
+    def tuned(self: Setting, *_: Any) -> Made:
         return Made(onnx.load(self.network), steps=7, seconds=2.0)
 
     def scratch(self: Setting, like: Made, _seed: int) -> Made:
@@ -70,6 +70,35 @@ def test_from_scratch_follows_the_tuned_row_and_takes_its_steps(
     assert [row[0].split(", ")[-1] for row in found[2:]] == ["bare", "tuned", "scratch"]
     assert likes == [7]
     assert [row[4:6] for row in found[3:]] == [["7", "2"], ["7", "3"]]
+
+
+def test_methods_and_rounds_have_rows_of_their_own(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours last, whose steps from scratch takes."""
+    monkeypatch.setattr("bench_tune.can_tune", lambda: True)
+    asked: list[tuple[Any, ...]] = []
+
+    def tuned(self: Setting, *given: Any) -> Made:
+        asked.append(given)
+        return Made(onnx.load(self.network), steps=len(asked), seconds=1.0)
+
+    monkeypatch.setattr(Setting, "tuned", tuned)
+    monkeypatch.setattr(Setting, "scratch", lambda self, like, _: Made(onnx.load(self.network), like.steps, 1.0))
+    options = ("--kinds", "tuned,scratch", "--methods", "fit,condensation-refit", "--rounds", "3")
+    found = table(*files, "--keeps", "0.6", *options)[2:]
+    paper = "keep 0.6, seed 0, paper's: merge + refit"
+    assert [row[0] for row in found] == [
+        *(f"{paper}, tuned", f"{paper}, 3 rounds"),
+        *("keep 0.6, seed 0, tuned", "keep 0.6, seed 0, 3 rounds", "keep 0.6, seed 0, scratch"),
+    ]
+    methods = [(0.6, 0, "condensation-refit"), (0.6, 0, "condensation-refit", 3), (0.6, 0, "fit"), (0.6, 0, "fit", 3)]
+    assert asked == methods
+    assert found[-1][4] == found[-3][4] == "3"
+
+
+def test_an_unknown_method_is_refused(files: list[str]) -> None:
+    done = CliRunner().invoke(bench_tune.app, [*files, "--methods", "magic"])
+    assert done.exit_code == 2
+    assert "give some of condensation" in done.output.replace("\n", " ")
 
 
 def test_nothing_from_scratch_where_nothing_was_tuned(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

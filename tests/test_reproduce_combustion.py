@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import typer
 from mlps import mlp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -20,7 +19,7 @@ import reproduce_combustion as reproduce
 from bench_rollout import Rollout
 from combustion import BySpecies, Trajectories
 from train_ignition import Scaling, box_cox
-from trials import KINDS, Judge, Made, Setting, kinds_of
+from trials import KINDS, LABELS, Judge, Made, Setting, kinds_of, methods_of
 
 from onnx_condense.errors import BudgetError
 
@@ -181,7 +180,7 @@ class Referee:
         return BySpecies(("T", *self.species), np.zeros(3), np.ones(3, bool))
 
 
-ASKED = reproduce.Asked([0.417, 0.1], [0.417], reproduce.METHODS, [0], True, True, 2, [0.1])
+ASKED = reproduce.Asked([0.417, 0.1], [0.417], tuple(LABELS), [0], True, True, 2, [0.1])
 
 
 @pytest.fixture
@@ -239,8 +238,12 @@ def test_seeds_bare_rows_and_no_scratch(lines: Any) -> None:
 
 @pytest.mark.parametrize("text", ["fit,pruning", "Fit"])
 def test_methods_that_there_are_not_are_refused(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="give some of"):
-        reproduce.methods_of(text)
+    with pytest.raises(ValueError, match="give some of"):
+        methods_of(text)
+
+
+def test_methods_come_in_one_order() -> None:
+    assert methods_of("fit, condensation") == ("condensation", "fit")
 
 
 def test_the_dense_network_is_made_only_where_a_file_is_missing(

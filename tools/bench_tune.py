@@ -5,7 +5,7 @@ bench_neuralfoil.py), bare, tuned and from scratch. ``photos``: a classifier tun
 on other crops of them and on other photographs (see bench_photos.py). ``network``: any network and its inputs.
 Tuning stops after --tune-minutes; from scratch is the same layout with the steps that its tuned row took.
 
-    python tools/bench_tune.py neuralfoil --folder networks
+    python tools/bench_tune.py neuralfoil --folder networks --methods condensation,condensation-refit,fit --rounds 3
     python tools/bench_tune.py photos networks/efficientnet_lite0.onnx photos --keeps 0.94,0.87,0.75
     python tools/bench_tune.py network --network net.onnx --calibration inputs.npz --keeps 0.5,0.25
 """
@@ -28,7 +28,7 @@ import onnx
 import typer
 from bench_common import header, row
 from bench_mlps import airfoil_folder, neuralfoil_inputs, read_airfoils
-from trials import INSTALL, KINDS, Judge, Made, Setting, can_tune, failed, kinds_of
+from trials import INSTALL, KINDS, LABELS, Judge, Made, Setting, can_tune, failed, kinds_of, methods_of
 from zoo_inputs import centred, crops
 
 from onnx_condense.cost import count_parameters
@@ -44,6 +44,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 Keeps = Annotated[str, typer.Option(help="Shares of the parameters, joined by commas.")]
 Kinds = Annotated[str, typer.Option(help=f"Some of {', '.join(KINDS)}, joined by commas.")]
+Methods = Annotated[str, typer.Option(help=f"Some of {', '.join(LABELS)}, joined by commas.")]
+Rounds = Annotated[int, typer.Option(help="More than 1: tuned rows in so many rounds as well.")]
 Minutes = Annotated[float, typer.Option(help="Of tuning.")]
 Loss = Annotated[str, typer.Option(help="As --tune-loss of onnx-condense; empty: its default.")]
 Gain = Annotated[float, typer.Option(help="Of weights from scratch; see scratch.py.")]
@@ -51,15 +53,24 @@ More = Annotated[Path | None, typer.Option(exists=True, help="Further unlabeled 
 
 
 @dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which rows: methods, some of LABELS; kinds, some of KINDS; rounds: more than 1: rows with so many as well."""
+
+    methods: Sequence[str]
+    kinds: Sequence[str]
+    rounds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """Makes networks of one setting and prints a row for each as it comes.
 
-    kinds: some of KINDS. head: the columns between the label and TRAINED; cells: what stands in them.
+    head: the columns between the label and TRAINED; cells: what stands in them.
     out: where networks are written on the way.
     """
 
     setting: Setting
-    kinds: Sequence[str]
+    wanted: Wanted
     head: Sequence[str]
     cells: Callable[[Path], Sequence[str]]
     out: Path
@@ -69,18 +80,24 @@ class Rows:
         print(header("network", *self.head, *TRAINED), flush=True)
 
     def at(self, keep: float, label: str, seed: int) -> None:
-        """The rows of one size; from scratch follows what is tuned, whose steps it takes."""
+        """The rows of one size, ours last; from scratch follows what is tuned, whose steps it takes."""
         tuned: Made | None = None
-        for kind in self.kinds:
-            if kind == "scratch" and not (tuned and tuned.steps):
-                continue
-            made = self._row(f"{label}, {kind}", functools.partial(self._made, kind, keep, seed, tuned))
-            tuned = made if kind == "tuned" else tuned
+        for method in self.wanted.methods:
+            tuned = self._by(method, keep, label if method == "fit" else f"{label}, {LABELS[method]}", seed)
+        if "scratch" in self.wanted.kinds and tuned and tuned.steps:
+            self._row(f"{label}, scratch", functools.partial(self.setting.scratch, tuned, seed))
 
-    def _made(self, kind: str, keep: float, seed: int, tuned: Made | None) -> Made:
-        if kind == "scratch" and tuned:
-            return self.setting.scratch(tuned, seed)
-        return self.setting.bare(keep, seed) if kind == "bare" else self.setting.tuned(keep, seed)
+    def _by(self, method: str, keep: float, label: str, seed: int) -> Made | None:
+        """Bare, tuned and in rounds by one method; what is tuned in one."""
+        tuned: Made | None = None
+        if "bare" in self.wanted.kinds:
+            self._row(f"{label}, bare", functools.partial(self.setting.bare, keep, seed, method))
+        if "tuned" in self.wanted.kinds:
+            make = functools.partial(self.setting.tuned, keep, seed, method)
+            tuned = self._row(f"{label}, tuned", make)
+            if (rounds := self.wanted.rounds) > 1:
+                self._row(f"{label}, {rounds} rounds", functools.partial(make, rounds))
+        return tuned
 
     def _row(self, label: str, make: Callable[[], Made]) -> Made | None:
         """Print what was made, or why it was not."""
@@ -98,13 +115,13 @@ class Rows:
 
 
 @contextlib.contextmanager
-def work(kinds: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """A folder for files on the way, and the kinds of rows, checked."""
+def work(kinds: str, methods: str = "fit", rounds: int = 1) -> Iterator[tuple[Path, Wanted]]:
+    """A folder for files on the way, and which rows are wanted, checked."""
     try:
-        wanted = kinds_of(kinds)
+        wanted = Wanted(methods_of(methods), kinds_of(kinds), rounds)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--kinds") from error
-    if "tuned" in wanted and not can_tune():
+        raise typer.BadParameter(str(error)) from error
+    if "tuned" in wanted.kinds and not can_tune():
         raise typer.BadParameter(INSTALL, param_hint="--kinds")
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder), wanted
@@ -116,6 +133,8 @@ def neuralfoil(
     airfoils: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of .dat files.")] = None,
     rungs: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(foil.LADDER),
     kinds: Kinds = "bare,tuned",
+    methods: Methods = "fit",
+    rounds: Rounds = 1,
     samples: Annotated[int, typer.Option(help="Calibration rows, mirror images included.")] = 16384,
     more: Annotated[int, typer.Option(help="Further rows of the same airfoils to tune on; 0: none.")] = 65536,
     judged: Annotated[int, typer.Option(help="Rows of each set that judges.")] = 8192,
@@ -132,7 +151,7 @@ def neuralfoil(
     largest, shapes = folder / f"{foil.LARGEST}.onnx", read_airfoils(database)
     total = count_parameters(onnx.load(largest))
     calibration, (again, elsewhere) = foil.draws(shapes, samples, judged, largest, seed)
-    with work(kinds) as (scratch, wanted):
+    with work(kinds, methods, rounds) as (scratch, wanted):
         data, further = scratch / "calibration.npz", scratch / "more.npz"
         np.savez(data, x=calibration["x"], group=calibration["group"])
         if more:
@@ -156,6 +175,8 @@ def of_photos(
     inputs: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="As bench_photos.py make wrote it.")],
     keeps: Keeps = "0.94,0.87,0.75",
     kinds: Kinds = "bare,tuned",
+    methods: Methods = "fit",
+    rounds: Rounds = 1,
     augment: Annotated[int, typer.Option(help="Variants of each crop to fit on.")] = 1,
     more: Annotated[int, typer.Option(help="Further crops of each photograph to tune on; 0: none.")] = 64,
     photographs: Annotated[int, typer.Option(help="As it was made with.")] = 16,
@@ -174,7 +195,7 @@ def of_photos(
         count = count_parameters(model)
         return [f"{count:,}", f"{100 * count / total:.1f}", *(answers.compared(model) for answers in sets)]
 
-    with work(kinds) as (scratch, wanted):
+    with work(kinds, methods, rounds) as (scratch, wanted):
         further = scratch / "more.npz"
         if more:
             parts = crops(photos.pictures(photographs)[::2], more, np.random.default_rng([seed, 1]))[0]
@@ -199,6 +220,8 @@ def any_network(
     more: More = None,
     keeps: Keeps = "0.5,0.25,0.1",
     kinds: Kinds = EVERY_KIND,
+    methods: Methods = "fit",
+    rounds: Rounds = 1,
     seeds: Annotated[str, typer.Option(help="Joined by commas.")] = "0",
     tune_minutes: Minutes = 3.0,
     tune_loss: Loss = "",
@@ -214,7 +237,7 @@ def any_network(
         samples = load_samples(unseen, input_specs(load(network).proto.graph))
         other = [Judge(network, samples, np.arange(len(samples)), threads)]
     head = ("parameters", "share, %", "error, verify share", *(["error, unseen"] if other else []))
-    with work(kinds) as (scratch, wanted):
+    with work(kinds, methods, rounds) as (scratch, wanted):
         for number, seed in enumerate(int(s) for s in seeds.split(",")):
             judges = [setting.judge(seed), *other]
 

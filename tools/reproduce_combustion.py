@@ -34,14 +34,12 @@ from bench_common import header, row
 from bench_mlps import Labelled
 from combustion import COLUMNS, Referee, Roller, Trajectories
 from train_ignition import Scaling
-from trials import INSTALL, Judge, Made, Setting, can_tune, failed
+from trials import INSTALL, LABELS, Judge, Made, Setting, can_tune, failed, methods_of
 
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import CondenseError
 
 PAPER = ("condensation", "condensation-refit")
-METHODS = (*PAPER, "fit")
-LABELS = {"condensation": "paper's: merge", "condensation-refit": "paper's: merge + refit", "fit": "ours"}
 # Of trajectories to tune on; those that judge have seed 0.
 ROLLED_SEED = 1
 # As many calibration inputs as there are training states.
@@ -63,7 +61,7 @@ class Asked:
 
     def methods_at(self, size: float) -> list[str]:
         """Those that are shown at a size, ours last."""
-        return [m for m in METHODS if m in self.methods and (m not in PAPER or size in self.paper)]
+        return [m for m in self.methods if m not in PAPER or size in self.paper]
 
 
 class Table:
@@ -168,19 +166,11 @@ def percents(text: str) -> list[float]:
         raise typer.BadParameter(str(error)) from error
 
 
-def methods_of(text: str) -> list[str]:
-    """As an option of the command."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if wrong := set(found).difference(METHODS):
-        raise typer.BadParameter(f"{min(wrong)}: give some of {', '.join(METHODS)}")
-    return found
-
-
 def main(
     folder: Annotated[Path, typer.Option(help="Where full.onnx, full.npz, full_labelled.npz are, or are put.")],
     sizes: Annotated[str, typer.Option(help="Percents of the parameters, joined by commas.")] = "41.7,20,10,5,2.5,1",
     paper_sizes: Annotated[str, typer.Option(help="At which the paper's methods are shown.")] = "41.7",
-    methods: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help="Joined by commas.")] = ",".join(LABELS),
     seeds: Annotated[str, typer.Option(help="Joined by commas.")] = "0",
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Tuned rows (PyTorch).")] = True,
     from_scratch: Annotated[bool, typer.Option("--scratch/--no-scratch", help="The same sizes from scratch.")] = True,
@@ -200,10 +190,14 @@ def main(
     save: Annotated[Path | None, typer.Option(help="Folder to leave the networks in.")] = None,
 ) -> None:
     """Print both tables."""
+    try:
+        named = methods_of(methods)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--methods") from error
     asked = Asked(
         percents(sizes),
         percents(paper_sizes),
-        methods_of(methods),
+        named,
         [int(s) for s in seeds.split(",")],
         tune,
         from_scratch,

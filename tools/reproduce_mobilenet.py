@@ -38,7 +38,7 @@ import scratch
 import typer
 from bench_common import header, row
 from mobilenet import INPUT, Data, Floats, Pictures
-from trials import INSTALL, Judge, Made, Setting, failed, kinds_of
+from trials import INSTALL, LABELS, Judge, Made, Setting, failed, kinds_of, methods_of
 
 from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.errors import CondenseError
@@ -46,7 +46,6 @@ from onnx_condense.evidence.stages import part_of
 from onnx_condense.network.model import load, replace_tensor
 from onnx_condense.runtime import Runtime, limited_threads, release, run
 
-LABELS = {"condensation": "paper's: merge", "condensation-refit": "paper's: merge + refit", "fit": "ours"}
 COLUMNS = (
     *("network", "seed", "parameters", "share, %", "MACs, %", "error, verify share", "accuracy, %", "points lost"),
     *("agreement, %", "steps", "tuning, s", "seconds"),
@@ -216,16 +215,13 @@ def asked_of(sizes: str, methods: str, kinds: str, seeds: str, rounds: int = 1, 
     Raises:
         typer.BadParameter: one of them names nothing that there is.
     """
-    named = [part.strip() for part in methods.split(",") if part.strip()]
-    if wrong := set(named).difference(LABELS):
-        raise typer.BadParameter(f"{min(wrong)}: give some of {', '.join(LABELS)}", param_hint="--methods")
     try:
-        wanted = kinds_of(kinds)
+        named, wanted = methods_of(methods), kinds_of(kinds)
         shares, deep = scratch.sizes_of(sizes), scratch.sizes_of(round_sizes)
         drawn = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return Asked(shares, [m for m in LABELS if m in named], wanted, drawn, rounds, deep)
+    return Asked(shares, named, wanted, drawn, rounds, deep)
 
 
 def main(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOSS = "mse"
 KINDS = ("bare", "tuned", "scratch")
+# What rows call the methods: the founding paper's, reconstructed, alone and with our refit, and ours.
+LABELS = {"condensation": "paper's: merge", "condensation-refit": "paper's: merge + refit", "fit": "ours"}
 INSTALL = "tuning needs PyTorch: pip install 'onnx-condense[tune]'; or leave it out"
 
 
@@ -156,6 +158,18 @@ class Judge:
 def can_tune() -> bool:
     """Whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
+
+
+def methods_of(text: str) -> tuple[str, ...]:
+    """Some of LABELS, joined by commas, in their order.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+    asked = {part.strip() for part in text.split(",") if part.strip()}
+    if wrong := asked.difference(LABELS):
+        raise ValueError(f"{min(wrong)}: give some of {', '.join(LABELS)}")
+    return tuple(method for method in LABELS if method in asked)
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
