@@ -88,7 +88,8 @@ class LinearUse:
         wide, axes = stored.astype(np.float64), self.row_axes
         if not axes:
             return wide[None, :]
-        wide = np.moveaxis(wide, (*axes, self.in_axis), range(len(axes) + 1))
+        first = (*axes, self.in_axis)
+        wide = wide.transpose(*first, *(a for a in range(wide.ndim) if a not in first))
         matrix: FloatArray = np.ascontiguousarray(wide).reshape(math.prod(wide.shape[: len(axes)]), -1)
         if self.groups == 1:
             return matrix

@@ -9,7 +9,14 @@ from builders import text_model
 from onnx_condense.data import InputSpec, Samples, load
 from onnx_condense.errors import UsageError
 from onnx_condense.network.model import Network
-from onnx_condense.proving.feeding import LATENCY_BATCH, LATENCY_MACS, latency_batch, timed_feeds
+from onnx_condense.proving.feeding import (
+    LATENCY_BATCH,
+    LATENCY_MACS,
+    MAX_ELEMENTS,
+    latency_batch,
+    rows_per_pass,
+    timed_feeds,
+)
 
 FREE = (InputSpec("x", np.dtype(np.float32), ("batch", 3)),)
 FIXED = (InputSpec("x", np.dtype(np.float32), (4, 3)),)
@@ -30,16 +37,28 @@ def test_one_sample_and_a_larger_batch_where_nothing_is_asked_for() -> None:
     assert [len(f["x"]) for f in timed_feeds(samples, np.arange(5))] == [1, 5]
 
 
+@pytest.mark.parametrize("declared", [True, False], ids=["sizes declared", "left open"])
 @pytest.mark.parametrize(
     ("pixels", "batch"), [(1, 256), (2**25, 256), (2**26, 128), (2**32, 2), (2**33, 1), (2**34, 1)]
 )
-def test_heavy_networks_are_timed_on_fewer(pixels: int, batch: int) -> None:
+def test_heavy_networks_are_timed_on_fewer(pixels: int, batch: int, *, declared: bool) -> None:
     assert LATENCY_MACS == 2**33
-    ends = f"float[N, 1, 1, {pixels}]"
+    single = {"x": np.broadcast_to(np.float32(1), (1, 1, 1, pixels))}
+    assert latency_batch(pointwise(str(pixels) if declared else "W"), single) == batch
+
+
+def pointwise(width: str) -> Network:
+    ends = f"float[N, 1, 1, {width}]"
     head = '<ir_version: 8, opset_import: ["": 13]>'
     text = f"{head} agraph ({ends} x) => ({ends} y) {{ y = Conv(x, w) }}"
-    proto = text_model(text, {"w": np.ones((1, 1, 1, 1), "f4")})
-    assert latency_batch(Network(proto)) == batch
+    return Network(text_model(text, {"w": np.ones((1, 1, 1, 1), "f4")}))
+
+
+@pytest.mark.parametrize("width", ["65536", "W"])
+def test_passes_are_small_enough_for_a_cache(width: str) -> None:
+    specs = (InputSpec("x", np.dtype(np.float32), ("N", 1, 1, width if width == "W" else int(width))),)
+    samples = load({"x": np.zeros((3, 1, 1, 65536), "f4")}, specs)
+    assert rows_per_pass(pointwise(width), samples, np.arange(3)) == MAX_ELEMENTS // 65536
 
 
 def test_the_larger_batch_has_no_more_than_that() -> None:

@@ -10,6 +10,7 @@ import pytest
 from builders import Form, model
 from onnx import helper
 
+from onnx_condense import runtime
 from onnx_condense.network import known
 from onnx_condense.network.known import Known, Size
 from onnx_condense.network.model import load
@@ -48,6 +49,30 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], Known | None]] = {
          NODE("Add", ["d", "four"], ["k"])],
         {"one": np.array([1]), "two": np.array([2]), "four": np.array([4], np.int32)},
         (7,),
+    ),
+    "alike but for the op": (
+        [NODE("Add", ["two", "three"], ["a1"]), NODE("Mul", ["two", "three"], ["a2"]),
+         NODE("Concat", ["a1", "a2"], ["k"], axis=0)],
+        {"two": np.array([2]), "three": np.array([3])},
+        (5, 6),
+    ),
+    "alike but for an attribute": (
+        [NODE("Gather", ["m", "one"], ["r"], axis=0), NODE("Gather", ["m", "one"], ["c"], axis=1),
+         NODE("Concat", ["r", "c"], ["k"], axis=0)],
+        {"m": np.array([[1, 2], [3, 4]]), "one": np.array(1)},
+        (3, 4, 2, 4),
+    ),
+    "alike but for the values": (
+        [NODE("Add", ["two", "two"], ["a1"]), NODE("Add", ["two", "three"], ["a2"]),
+         NODE("Concat", ["a1", "a2"], ["k"], axis=0)],
+        {"two": np.array([2]), "three": np.array([3])},
+        (4, 5),
+    ),
+    "alike but for what is left out": (
+        [NODE("Slice", ["v", "four", "zero", "", "back"], ["a1"]), NODE("Slice", ["v", "zero", "four", "back"], ["a2"]),
+         NODE("Slice", ["v", "four", "zero", "back"], ["a3"]), NODE("Concat", ["a3", "a1", "a2"], ["k"], axis=0)],
+        {"v": np.arange(5), "four": np.array([4]), "zero": np.array([0]), "back": np.array([-1])},
+        (4, 3, 2, 1, 0, 1, 2, 3),
     ),
     "through floats": (
         [NODE("Cast", ["two"], ["f"], to=1), NODE("Mul", ["f", "half"], ["h"]), NODE("Floor", ["h"], ["g"]),
@@ -129,6 +154,31 @@ def test_long_chains() -> None:
     nodes = [NODE("Identity" if i % 2 else "Neg", [f"k{i}"], [f"k{i + 1}"]) for i in range(1200)]
     proto = model([*nodes, NODE("Relu", ["x"], ["y"])], {"k0": np.array([2])}, {"x": [1]}, {"y": [1]})
     assert load(proto).known("k1200") == (2,)
+
+
+def test_what_is_computed_again_and_again_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that lays out a thousand tensors by one recipe costs one run per step of that."""
+    ran: list[str] = []
+    run_node = runtime.run_node
+
+    def counted(proto: onnx.ModelProto, node: onnx.NodeProto, arrays: Any) -> Any:
+        ran.append(node.op_type)
+        return run_node(proto, node, arrays)
+
+    monkeypatch.setattr(known, "run_node", counted)
+    nodes = [
+        node
+        for i in range(5)
+        for node in (
+            NODE("Relu", [f"x{i}" if i else "x"], [f"x{i + 1}"]),
+            NODE("Shape", [f"x{i + 1}"], [f"s{i}"]),
+            NODE("Slice", [f"s{i}", "one", "two"], [f"k{i}"]),
+        )
+    ]
+    numbers = {"one": np.array([1]), "two": np.array([2])}
+    network = load(model([*nodes, NODE("Relu", ["x5"], ["y"])], numbers, {"x": ["N", 3]}, {"y": ["N", 3]}))
+    assert [network.known(f"k{i}") for i in range(5)] == [(Size(f"x{i + 1}", 1),) for i in range(5)]
+    assert ran == ["Slice"]
 
 
 # ---- what is known of single numbers ----

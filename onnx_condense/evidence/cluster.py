@@ -29,15 +29,16 @@ def leaders(keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray
         [n] index of the row that leads the group (its own index where there is none).
     """
     count, size = rows.shape
-    direction = _direction(size)
+    direction, extent = _direction(size)
     place = rows @ direction
-    reach = (tolerance + PROJECTION * np.abs(rows)) @ np.abs(direction)
+    reach = (tolerance + PROJECTION * np.abs(rows)) @ extent
     widest = float(reach.max(initial=0.0))
     found = np.arange(count)
     # Stable: of rows at one place the first comes first.
     order = np.lexsort((place, *keys.T))
-    apart = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-    far = np.diff(place[order]) > reach[order[1:]] + widest
+    ranked, line = keys[order], place[order]
+    apart = (ranked[1:] != ranked[:-1]).any(axis=1)
+    far = line[1:] - line[:-1] > reach[order[1:]] + widest
     if (apart | far).all():
         return found
     exact = np.empty_like(found)
@@ -57,8 +58,10 @@ def leaders(keys: IntArray, rows: FloatArray, tolerance: FloatArray) -> IntArray
 
 
 @functools.cache
-def _direction(size: int) -> FloatArray:
-    return np.random.default_rng(0).standard_normal(size)
+def _direction(size: int) -> tuple[FloatArray, FloatArray]:
+    """Any direction [size], and its magnitudes."""
+    direction = np.random.default_rng(0).standard_normal(size)
+    return direction, np.abs(direction)
 
 
 def _match(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,10 @@ class Values:
         return bool(np.isfinite(self.offset).all() and np.isfinite(self.scale).all())
 
 
+PARTS = ("classes", "scale", "offset", "scale_noise", "offset_noise")
+"""The fields that hold one number per channel."""
+
+
 def exact(axis: int, classes: IntArray, scale: FloatArray | None = None, offset: FloatArray | None = None) -> Values:
     """Values known without uncertainty; by default v itself."""
     zeros = np.zeros(len(classes))
@@ -69,8 +74,9 @@ def exact(axis: int, classes: IntArray, scale: FloatArray | None = None, offset:
 
 def chosen(which: BoolArray, yes: Values, no: Values) -> Values:
     """Channel by channel one or the other."""
-    names = [f.name for f in dataclasses.fields(Values)][1:]
-    return Values(no.axis, *(np.where(which, getattr(yes, n), getattr(no, n)) for n in names))
+    if not which.any():
+        return no
+    return Values(no.axis, *(np.where(which, getattr(yes, n), getattr(no, n)) for n in PARTS))
 
 
 def result_of(rule: OpRule, operands: Sequence[Values], group: Grouper) -> Values | None:
@@ -130,22 +136,34 @@ def _each_its_own(size: int, group: Grouper) -> IntArray:
 
 def _add_apart(a: Values, b: Values, group: Grouper) -> Values:
     """R v + s w: a new v known up to its length, so that multiples of one sum are one class."""
-    scales = np.stack([a.scale, b.scale], 1)
-    noise = np.stack([a.scale_noise, b.scale_noise], 1)
+    scales, noise = beside(a.scale, b.scale), beside(a.scale_noise, b.scale_noise)
     rows, tolerance, signed = directions(scales, noise)
-    classes = group(np.stack([a.classes, b.classes], 1), rows, tolerance)
+    classes = group(beside(a.classes, b.classes), rows, tolerance)
     return Values(a.axis, classes, signed, a.offset + b.offset, noise.sum(1), a.offset_noise + b.offset_noise)
 
 
 def directions(rows: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Unit vectors [C, d] that parallel and opposite rows share, their tolerances [C, d] and signed lengths [C]."""
-    length = np.linalg.norm(rows, axis=1)
+    length = lengths(rows)
     probe = _probe(rows.shape[1])
     signed = np.where(rows @ probe < 0, -length, length)
     safe = np.where(length > 0, signed, 1.0)[:, None]
     unit = rows / safe
-    tolerance = (noise + np.abs(unit) * np.linalg.norm(noise, axis=1, keepdims=True)) / np.abs(safe)
+    tolerance = (noise + np.abs(unit) * lengths(noise)[:, None]) / np.abs(safe)
     return unit, tolerance, signed
+
+
+def lengths(rows: FloatArray) -> FloatArray:
+    """Euclidean norms [C] of rows [C, d]."""
+    return np.asarray(np.sqrt(np.add.reduce(rows * rows, axis=1)))
+
+
+def beside(*columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Columns [C] as a table [C, n] of the first one's element type."""
+    table = np.empty((len(columns[0]), len(columns)), columns[0].dtype)
+    for at, column in enumerate(columns):
+        table[:, at] = column
+    return table
 
 
 @functools.cache
@@ -157,14 +175,16 @@ def _multiply(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     a, b = operands
     swap = a.constant & ~b.constant
     a, b = chosen(swap, b, a), chosen(swap, a, b)
-    return chosen(b.constant, _times_number(a, b.offset, b.offset_noise), _product(a, b, 1, group))
+    scaled = _times_number(a, b.offset, b.offset_noise)
+    return scaled if b.constant.all() else chosen(b.constant, scaled, _product(a, b, 1, group))
 
 
 def _divide(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     a, b = operands
     number = b.constant & (b.offset != 0)
     inverse = 1.0 / np.where(number, b.offset, 1.0)
-    return chosen(number, _times_number(a, inverse, b.offset_noise * inverse**2), _product(a, b, -1, group))
+    scaled = _times_number(a, inverse, b.offset_noise * inverse**2)
+    return scaled if number.all() else chosen(number, scaled, _product(a, b, -1, group))
 
 
 def _times_number(a: Values, factor: FloatArray, noise: FloatArray) -> Values:
@@ -194,7 +214,7 @@ def _product(a: Values, b: Values, power: int, group: Grouper) -> Values:
     relative = np.where(pure_a, _relative(a), 0.0) + np.where(pure_b, _relative(b), 0.0)
     unit = exact(a.axis, a.classes)
     numbers, tolerance = _numbers([chosen(pure_a, unit, a), chosen(pure_b, unit, b)])
-    classes = group(np.stack([a.classes, b.classes, pure_a, pure_b], 1), numbers, tolerance)
+    classes = group(beside(a.classes, b.classes, pure_a, pure_b), numbers, tolerance)
     return dataclasses.replace(exact(a.axis, classes, scale), scale_noise=np.abs(scale) * relative)
 
 
@@ -207,11 +227,10 @@ def _homogeneous(_: OpRule, operands: Sequence[Values], group: Grouper) -> Value
     x = operands[0]
     length = np.where(x.constant, 1.0, np.abs(x.scale))
     shift = x.offset / length
-    others, slack = _numbers(operands[1:])
-    rows = np.c_[np.sign(x.scale), shift, others.reshape(len(x), -1)]
     blur = (x.offset_noise + np.abs(shift) * x.scale_noise) / length
-    tolerance = np.c_[np.zeros(len(x)), blur, slack.reshape(len(x), -1)]
-    classes = group(np.stack([v.classes for v in operands], 1), rows, tolerance)
+    unit = Values(x.axis, x.classes, np.sign(x.scale), shift, np.zeros(len(x)), blur)
+    rows, tolerance = _numbers([unit, *operands[1:]])
+    classes = group(beside(*(v.classes for v in operands)), rows, tolerance)
     return dataclasses.replace(exact(x.axis, classes, length), scale_noise=x.scale_noise)
 
 
@@ -219,22 +238,20 @@ def _odd(rule: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     """f(-a) = 2 c - f(a): the sign pulls out."""
     x = operands[0]
     sign = np.where(x.scale < 0, -1.0, 1.0)
-    rows = np.stack([np.abs(x.scale), sign * x.offset], 1)
-    classes = group(x.classes[:, None], rows, np.stack([x.scale_noise, x.offset_noise], 1))
+    rows, tolerance = beside(np.abs(x.scale), sign * x.offset), beside(x.scale_noise, x.offset_noise)
+    classes = group(x.classes[:, None], rows, tolerance)
     return exact(x.axis, classes, sign, rule.centre * (1.0 - sign))
 
 
 def _any(_: OpRule, operands: Sequence[Values], group: Grouper) -> Values:
     rows, tolerance = _numbers(operands)
-    return exact(operands[0].axis, group(np.stack([v.classes for v in operands], 1), rows, tolerance))
+    return exact(operands[0].axis, group(beside(*(v.classes for v in operands)), rows, tolerance))
 
 
 def _numbers(operands: Sequence[Values]) -> tuple[FloatArray, FloatArray]:
     """Scales and offsets of all operands [C, 2 n], and their noise."""
-    if not operands:
-        return np.zeros(0), np.zeros(0)
-    numbers = np.stack([part for v in operands for part in (v.scale, v.offset)], 1)
-    return numbers, np.stack([part for v in operands for part in (v.scale_noise, v.offset_noise)], 1)
+    numbers = beside(*(part for v in operands for part in (v.scale, v.offset)))
+    return numbers, beside(*(part for v in operands for part in (v.scale_noise, v.offset_noise)))
 
 
 _LAWS: dict[Law, Callable[[OpRule, Sequence[Values], Grouper], Values]] = {
@@ -250,3 +267,17 @@ _LAWS: dict[Law, Callable[[OpRule, Sequence[Values], Grouper], Values]] = {
     Law.MULTIPLY: _multiply,
     Law.DIVIDE: _divide,
 }
+
+
+@functools.cache
+def eps_of(dtype: np.dtype[np.generic]) -> float:
+    """Unit in the last place of a float type; integers and bool are exact."""
+    if dtype.kind in "iub":
+        return 0.0
+    return float(np.finfo(dtype.type).eps) if issubclass(dtype.type, np.floating) else 2.0**-7
+
+
+@functools.cache
+def step_of(dtype: np.dtype[np.generic]) -> float:
+    """The smallest number of a float type: how far apart numbers near zero are; 0 for others."""
+    return float(np.finfo(dtype.type).smallest_subnormal) if issubclass(dtype.type, np.floating) else 0.0

@@ -13,14 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from onnx_condense import ops
-from onnx_condense.evidence.laws import CONSTANT, Values, directions, exact
+from onnx_condense.evidence.laws import CONSTANT, PARTS, Values, beside, directions, exact, lengths
 from onnx_condense.network.known import Size
 from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import FloatArray, IntArray
 
 MOVES = frozenset({Law.SELECT, Law.MOVE, Law.MAXIMUM, Law.PADDED})
-PARTS = ("classes", "scale", "offset", "scale_noise", "offset_noise")
 
 
 class Known(Protocol):
@@ -107,30 +106,37 @@ def _size(size: int | str | None) -> int:
 
 def _tied(ties: Sequence[tuple[IntArray, IntArray]]) -> Mapping[int, tuple[int, ...]]:
     """All marks that are one with each mark, itself among them, in ascending order."""
-    members: dict[int, set[int]] = {}
+    members: dict[int, list[int]] = {}
     for a, b in ties:
         pairs = zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)
-        for i, j in ((i, j) for i, j in pairs if min(i, j) >= 0):
-            both = members.get(i, {i}) | members.get(j, {j})
-            members.update(dict.fromkeys(both, both))
-    return {mark: tuple(sorted(group)) for mark, group in members.items()}
+        for i, j in ((i, j) for i, j in pairs if i >= 0 and j >= 0):
+            few, many = members.setdefault(i, [i]), members.setdefault(j, [j])
+            if few is many:
+                continue
+            if len(few) > len(many):
+                few, many = many, few
+            many += few
+            members.update(dict.fromkeys(few, many))
+    # Each group once, however many marks it has.
+    groups = {id(group): group for group in members.values()}
+    return {mark: group for group in map(tuple, map(sorted, groups.values())) for mark in group}
 
 
 def _values(
     known: Known, law: Law, axis: int, came: IntArray, tied: Mapping[int, tuple[int, ...]], table: Values
 ) -> Values:
     """Values of one result; came: mark per position."""
+    if not tied.keys().isdisjoint(came.tolist()):
+        return _of_many(known, axis, came, tied, table)
     x = Values(axis, *(getattr(table, part)[came] for part in PARTS))
     if (came == 0).any():
         # What the marks do not show is unknown, each position for itself.
         x.classes[came == 0] = known.fresh(int((came == 0).sum()))
-    if any(mark in tied for mark in came.tolist()):
-        return _of_many(known, axis, came, tied, table)
     if law is Law.SELECT:
         return x
     # A largest element of -v is no largest element of v.
     flipped = (x.scale < 0) & (law is Law.MAXIMUM)
-    keys = np.stack([x.classes, _occurrence(came), flipped], 1)
+    keys = beside(x.classes, _occurrence(came), flipped)
     none = np.zeros((len(x), 0))
     classes = np.where(x.constant, CONSTANT, known.group(keys, none, none))
     scale = np.abs(x.scale) if law is Law.MAXIMUM else x.scale
@@ -150,11 +156,11 @@ def of_all(known: Known, axis: int, at: IntArray, table: Values, apart: IntArray
     """Channels that are made of those at the places [C, n] of a table; apart: keeps some from being one [C]."""
     unit, blur, length = directions(table.scale[at], table.scale_noise[at])
     scale = np.where(length == 0, 1.0, length)
-    slack = np.linalg.norm(table.scale_noise[at], axis=1)
+    slack = lengths(table.scale_noise[at])
     shift = table.offset[at] / scale[:, None]
     shift_noise = (table.offset_noise[at] + np.abs(shift) * slack[:, None]) / np.abs(scale)[:, None]
     keys = np.concatenate([table.classes[at], apart[:, None]], axis=1)
-    classes = known.group(keys, np.c_[unit, shift], np.c_[blur, shift_noise])
+    classes = known.group(keys, np.concatenate([unit, shift], axis=1), np.concatenate([blur, shift_noise], axis=1))
     return dataclasses.replace(exact(axis, classes, scale), scale_noise=slack)
 
 
@@ -188,7 +194,7 @@ def filtered(
     offset_noise = np.abs(sums) * x.offset_noise + blur * np.abs(x.offset) + rounding(bias)
     constant = x.constant | (length == 0)
     classes = np.where(constant, CONSTANT, known.group(x.classes[:, None], unit, tolerance))
-    spread = np.abs(length) * x.scale_noise + np.abs(x.scale) * np.linalg.norm(noise, axis=1)
+    spread = np.abs(length) * x.scale_noise + np.abs(x.scale) * lengths(noise)
     return Values(
         x.axis,
         classes,

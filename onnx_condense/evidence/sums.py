@@ -10,15 +10,17 @@ from onnx_condense.ops import Activation
 from onnx_condense.plan import FloatArray, IntArray
 
 
-def sum_by_class(columns: FloatArray, classes: IntArray) -> FloatArray:
-    """Columns [O, K] summed by class; constant columns are left out."""
+def sum_by_class(classes: IntArray, *tables: FloatArray) -> tuple[FloatArray, ...]:
+    """The columns of tables [O, K] summed by class [K]; constant columns are left out."""
     varying = np.flatnonzero(classes != CONSTANT)
-    kinds, group = np.unique(classes[varying], return_inverse=True)
-    if len(kinds) == len(varying):
-        return columns[:, varying]
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(kinds)))
-    return np.asarray(np.add.reduceat(columns[:, varying[order]], starts, axis=1))
+    order = varying[classes[varying].argsort(kind="stable")]
+    ranked = classes[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = ranked[1:] != ranked[:-1]
+    if first.all():
+        return tuple(t[:, varying] for t in tables)
+    starts = np.flatnonzero(first)
+    return tuple(np.add.reduceat(t[:, order], starts, axis=1) for t in tables)
 
 
 def of_stack(known: Known, sums: Values, size: int) -> Values:

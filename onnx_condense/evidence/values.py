@@ -26,16 +26,20 @@ from onnx_condense.errors import ModelError
 from onnx_condense.evidence.cluster import leaders
 from onnx_condense.evidence.laws import (
     CONSTANT,
+    PARTS,
     VAGUE,
     BoolArray,
     Values,
     affine_of,
     chosen,
     directions,
+    eps_of,
     exact,
+    lengths,
     result_of,
+    step_of,
 )
-from onnx_condense.evidence.moves import MOVES, PARTS, filtered, moved, only_axis
+from onnx_condense.evidence.moves import MOVES, filtered, moved, only_axis
 from onnx_condense.evidence.sums import activated, of_stack, sum_by_class
 from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
@@ -162,7 +166,9 @@ class Numbering:
         """New class numbers for channels that agree in keys and, up to rounding, in numbers."""
         leads = leaders(keys, rows, tolerance)
         own = leads == np.arange(len(leads))
-        return np.asarray(self.fresh(int(own.sum()))[(np.cumsum(own) - 1)[leads]])
+        if own.all():
+            return self.fresh(len(leads))
+        return np.asarray(self.fresh(int(own.sum()))[(own.cumsum() - 1)[leads]])
 
     def _rounding(self, weight: FloatArray, eps: float, step: float) -> FloatArray:
         """Uncertainty of each stored weight; a zero is a zero."""
@@ -176,21 +182,21 @@ class Numbering:
         if bias is None:
             return None
         x = per_tap(self.read_by(use), use.taps)
-        rounding = self._rounding(weight, type_eps(self._network, use), type_step(self._network, use))
-        eps = self._trusted * type_eps(self._network, use)
-        combined = use.gain * sum_by_class(weight * x.scale, x.classes)
-        noise = rounding * np.abs(x.scale) + np.abs(weight) * x.scale_noise
-        noise = abs(use.gain) * sum_by_class(noise, x.classes)
+        eps, size = type_eps(self._network, use), np.abs(weight)
+        rounding = self._rounding(size, eps, type_step(self._network, use))
+        noise = rounding * np.abs(x.scale) + size * x.scale_noise
+        combined, noise = sum_by_class(x.classes, weight * x.scale, noise)
+        combined, noise = use.gain * combined, abs(use.gain) * noise
         offset = use.gain * (weight @ x.offset) + bias
-        blur = rounding @ np.abs(x.offset) + np.abs(weight) @ x.offset_noise
-        blur = abs(use.gain) * blur + eps * np.abs(bias)
+        blur = rounding @ np.abs(x.offset) + size @ x.offset_noise
+        blur = abs(use.gain) * blur + self._trusted * eps * np.abs(bias)
         unit, tolerance, length = directions(combined, noise)
-        constant = (np.abs(combined) <= noise).all(axis=1)
-        vague = ~constant & (np.abs(length) < VAGUE * np.linalg.norm(noise, axis=1))
+        constant, spread = (np.abs(combined) <= noise).all(axis=1), lengths(noise)
+        vague = ~constant & (np.abs(length) < VAGUE * spread)
         keys = np.where(vague, np.arange(len(unit)) + 2, constant)[:, None].astype(np.int64)
         classes = np.where(constant, CONSTANT, self.group(keys, unit, tolerance))
-        spread = np.where(constant, 0.0, np.linalg.norm(noise, axis=1))
-        values = Values(axis, classes, np.where(constant, 0.0, length), offset, spread, blur)
+        scale, noise = np.where(constant, 0.0, (length, spread))
+        values = Values(axis, classes, scale, offset, noise, blur)
         # A row that all but cancels points nowhere in particular: it is an unknown of its own.
         return chosen(vague, exact(axis, classes), values)
 
@@ -221,7 +227,8 @@ class Numbering:
         # The checker lets biases of any length pass.
         if aligned.shape[1 - (use.result_axis or 0)] != 1 or aligned.size not in {1, rows}:
             return None
-        return float(node.attributes.get("beta", 1.0)) * np.broadcast_to(aligned.reshape(-1), rows)
+        line = aligned.reshape(-1)
+        return float(node.attributes.get("beta", 1.0)) * (line if line.size == rows else np.repeat(line, rows))
 
     # ---- ops on one operand that keep its channels apart ----
 
@@ -240,7 +247,7 @@ class Numbering:
         x = self.of(node.inputs[0], axis, channels)
         if rule.pads(node.attributes, stored.shape[2:]):
             x = self.beside_zeros(node.inputs[0], x)
-        eps, step = _eps(stored.dtype), _step(stored.dtype)
+        eps, step = eps_of(stored.dtype), step_of(stored.dtype)
         return filtered(self, x, kernels, bias.astype(np.float64), lambda w: self._rounding(w, eps, step))
 
     def _affine(self, node: Node, affine: ops.Affine, axis: int) -> Values | None:
@@ -251,7 +258,7 @@ class Numbering:
         x = self.of(node.inputs[0], axis, self._view.labels[node.outputs[0]].shape[axis])
         numbers = [v for v in stored if v is not None]
         factor, shift, terms = affine(node.attributes, [v.astype(np.float64) for v in numbers])
-        eps = self._trusted * max(_eps(v.dtype) for v in numbers)
+        eps = self._trusted * max(eps_of(v.dtype) for v in numbers)
         return affine_of(x, factor, shift, terms, eps)
 
     # ---- element-wise ops ----
@@ -307,7 +314,7 @@ class Numbering:
         if constant.size == along and along in (1, size) and _numeric(constant):
             numbers = np.broadcast_to(constant.reshape(-1).astype(np.float64), size)
             zeros = np.zeros(size)
-            noise = self._trusted * _eps(constant.dtype) * np.abs(numbers)
+            noise = self._trusted * eps_of(constant.dtype) * np.abs(numbers)
             return Values(axis, np.zeros(size, np.int64), zeros, numbers.copy(), zeros, noise)
         parts = np.split(constant, along, axis) if along > 1 else [constant]
         return exact(axis, np.resize([self._content(part) for part in parts], size))
@@ -324,10 +331,12 @@ class Numbering:
 
     def _fold(self, node: Node, operands: Sequence[Values], constant: BoolArray) -> FloatArray | None:
         """Run the op itself on the channels that are constant [C]; None where there are none or that can't be done."""
+        if not constant.any():
+            return None
         inputs = [name for name in node.inputs if name]
         values = [self._network.constant(name) for name in inputs]
         # Conditions and integers keep their types only inside the network: leave those unevaluated.
-        if not constant.any() or any(v is not None and v.dtype.kind != "f" for v in values):
+        if any(v is not None and v.dtype.kind != "f" for v in values):
             return None
         if any(v is None and self._network.types.get(n) not in _FLOATS for n, v in zip(inputs, values, strict=True)):
             return None
@@ -363,25 +372,14 @@ def _numeric(constant: npt.NDArray[np.generic]) -> bool:
     return constant.dtype.kind in "fiub" or "float" in constant.dtype.name
 
 
-def _eps(dtype: np.dtype[np.generic]) -> float:
-    """Unit in the last place of a float type; integers and bool are exact."""
-    if dtype.kind in "iub":
-        return 0.0
-    return float(np.finfo(dtype.type).eps) if issubclass(dtype.type, np.floating) else 2.0**-7
-
-
 def type_eps(network: Network, use: LinearUse) -> float:
     """Unit in the last place of the stored weight's type."""
-    return _eps(_stored(network, use).dtype)
+    return eps_of(_stored(network, use).dtype)
 
 
 def type_step(network: Network, use: LinearUse) -> float:
     """The smallest number of the stored weight's type: how far apart numbers near zero are."""
-    return _step(_stored(network, use).dtype)
-
-
-def _step(dtype: np.dtype[np.generic]) -> float:
-    return float(np.finfo(dtype.type).smallest_subnormal) if issubclass(dtype.type, np.floating) else 0.0
+    return step_of(_stored(network, use).dtype)
 
 
 def _stored(network: Network, use: LinearUse) -> npt.NDArray[np.generic]:

@@ -52,12 +52,12 @@ LEAST_ROWS = 2**14
 ROWS_PER_COLUMN = 20
 # Rows and numbers that one pass may sum and hold.
 PASS_ROWS = 2**13
-PASS_ELEMENTS = 2**24
+PASS_ELEMENTS = 2**23
 # Multiply-accumulates that one pass for moments may cost: of larger networks fewer samples are fitted on, but some.
 PASS_WORK = 10**12
 LEAST_SAMPLES = 256
-# Above this the search does not refit stage by stage.
-LIGHT_WORK = 10**11
+# Multiply-accumulates of readers and moments above which the search does not refit stage by stage.
+LIGHT_WORK = 2 * 10**11
 
 
 class Fitter:
@@ -95,9 +95,11 @@ class Fitter:
         # Multiply-accumulates of one sample, as far as they are the readers'.
         work = max(1, sum(rows[c] * r.weight.size for r in self._readers for c in r.columns))
         self._fit_rows = spread(fit, max(LEAST_SAMPLES, PASS_WORK // work))
-        self.light = work * len(self._fit_rows) <= LIGHT_WORK
         held = max((rows[c] * len(r.labels) for r in self._readers for c in r.columns), default=1)
-        self._readers = [self._laid_out(r, max(rows[c] for c in r.columns)) for r in self._readers]
+        of_one = [max(rows[c] for c in r.columns) for r in self._readers]
+        self._readers = [self._laid_out(r, count) for r, count in zip(self._readers, of_one, strict=True)]
+        products = sum(_products(r, count) for r, count in zip(self._readers, of_one, strict=True))
+        self.light = (work + products) * len(self._fit_rows) <= LIGHT_WORK
         taken = max((c.take for r in self._readers for c in r.columns), default=0)
         # Few enough samples per pass for exact sums in fp32 and for the memory that patches need.
         self._batch = min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1))
@@ -364,6 +366,12 @@ class _Part:
             return cross, kept
         own, left = np.arange(self.first, self.last), np.arange(self.features.start, self.features.stop)
         return cross.part(left, own), kept.part(own, own)
+
+
+def _products(readers: Readers, rows: int) -> int:
+    """Multiply-accumulates of the moments of what they read in one sample; rows: that it has."""
+    used = min(readers.columns[0].take or rows, rows) * max(readers.pooled, 1)
+    return len(readers.columns) * used * len(readers.labels) ** 2
 
 
 def _square(of: Callable[[], FloatArray], part: slice) -> FloatArray:

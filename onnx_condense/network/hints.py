@@ -61,8 +61,7 @@ def hints_of(
 
     Partly known shapes tell of the results of Reshape, and some ops take operands of one rank alone.
     """
-    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
-    found = dict(_operands(proto, {**stored, **shapes}, types))
+    found = dict(_operands(proto, shapes, types))
     for node in proto.graph.node:
         reshapes = node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.input) > 1
         if not reshapes or shapes.get(node.output[0]) is not None:
@@ -80,6 +79,14 @@ def _operands(
     proto: onnx.ModelProto, shapes: Mapping[str, Shape], types: Mapping[str, int]
 ) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
     """Operands of unknown rank whose rank the op that reads them tells (what a loop makes has none, for example)."""
+    stored = {t.name: t for t in proto.graph.initializer}
+
+    def rank_of(name: str) -> int | None:
+        """None: not known."""
+        if (shape := shapes.get(name)) is not None:
+            return len(shape)
+        return len(stored[name].dims) if name in stored else None
+
     for node in proto.graph.node:
         if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
             continue
@@ -91,6 +98,8 @@ def _operands(
         else:
             continue
         for name, beside in sides:
-            rank, kind = len(shapes.get(beside, ())), types.get(name) or types.get(beside)
-            if shapes.get(name) is None and rank and kind is not None:
+            if rank_of(name) is not None or not (rank := rank_of(beside)):
+                continue
+            kind = types.get(name) or types.get(beside)
+            if kind is not None:
                 yield name, onnx.helper.make_tensor_value_info(name, kind, [None] * rank)

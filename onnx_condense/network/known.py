@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -63,6 +63,7 @@ Pow ReduceMax ReduceMin ReduceProd ReduceSum Round Sqrt Sub
 """
 _RUN = frozenset(_PURE.split()) | _MOVES.keys() | _SAME
 _INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+_WORKED_OUT = _INTEGERS | {onnx.TensorProto.BOOL}
 _FLOATS = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 
 
@@ -102,6 +103,7 @@ class Knowledge:
         self._found: dict[str, Array | None] = {}
         self._origins: dict[str, IntArray | None] = {}
         self._pieces: dict[str, Pieces] = {}
+        self._ran: dict[tuple[object, ...], Array | None] = {}
 
     def of(self, name: str) -> Known | None:
         """What is known per element of an integer tensor of rank 0 or 1; None where not even its size is known."""
@@ -152,7 +154,7 @@ class Knowledge:
         return tuple(value.reshape(-1).tolist())
 
     def _work_out(self, name: str) -> None:
-        if self._types.get(name) in _INTEGERS | {onnx.TensorProto.BOOL}:
+        if self._types.get(name) in _WORKED_OUT:
             for index in sorted(self._cone(name, _RUN, self._found)):
                 node = self._proto.graph.node[index]
                 self._found[node.output[0]] = self._worked_out(node)
@@ -174,15 +176,15 @@ class Knowledge:
 
     def _value(self, name: str) -> Array | None:
         """What is known of a tensor so far; None: nothing, or too large."""
-        if name in self._found and self._found[name] is not None:
-            return self._found[name]
-        shape = self._shape(name)
+        if (found := self._found.get(name)) is not None:
+            return found
+        value = self._constant(name)
+        if value is not None:
+            return value if value.size <= LIMIT and value.dtype.kind in "fiub" else None
+        shape = self._shape(name) if self._types.get(name) in _INTEGERS else None
         if shape is None or _count(shape) > LIMIT:
             return None
-        value = self._constant(name)
-        if value is None and self._types.get(name) in _INTEGERS:
-            return np.full([n for n in shape if isinstance(n, int)], None, object)
-        return value if value is not None and value.dtype.kind in "fiub" else None
+        return np.full([n for n in shape if isinstance(n, int)], None, object)
 
     def _worked_out(self, node: onnx.NodeProto) -> Array | None:
         if node.op_type == "Shape":
@@ -209,7 +211,7 @@ class Knowledge:
     def _computed(self, node: onnx.NodeProto, arrays: list[Array]) -> Array | None:
         if node.op_type == "ConstantOfShape" and math.prod(arrays[0].tolist()) > LIMIT:
             return None
-        return self._ran(node, arrays)
+        return self._run(node, arrays)
 
     def _moved(self, node: onnx.NodeProto, arrays: list[Array]) -> Array | None:
         """The elements of a node that only moves them or compares them."""
@@ -241,7 +243,7 @@ class Knowledge:
         fed = list(arrays)
         ends = np.cumsum([v.size for v in arrays[part]])
         fed[part] = [np.arange(end - v.size, end).reshape(v.shape) for v, end in zip(arrays[part], ends, strict=True)]
-        return self._ran(node, fed)
+        return self._run(node, fed)
 
     def _traced(self, node: onnx.NodeProto) -> IntArray | None:
         part = _MOVED_BY.get(node.op_type)
@@ -281,12 +283,25 @@ class Knowledge:
         sizes = [n for n in shape or () if isinstance(n, int)]
         return np.empty(sizes, np.int64) if shape is not None and _count(shape) <= LIMIT else None
 
-    def _ran(self, node: onnx.NodeProto, arrays: Iterable[Array]) -> Array | None:
-        """The first result of a node, or None where ONNX Runtime can't tell or it is large."""
+    def _run(self, node: onnx.NodeProto, arrays: Sequence[Array]) -> Array | None:
+        """The first result of a node, or None where ONNX Runtime can't tell or it is large.
+
+        Networks compute the same shapes again and again; all that a result depends on tells them apart.
+        """
+        attributes = [a.SerializeToString(deterministic=True) for a in node.attribute]
+        operands = [(a.dtype.str, a.shape, a.tobytes()) for a in arrays]
+        key = (node.op_type, *map(bool, node.input), *attributes, *operands)
+        if key not in self._ran:
+            self._ran[key] = self._ran_alone(node, arrays)
+        return self._ran[key]
+
+    def _ran_alone(self, node: onnx.NodeProto, arrays: Sequence[Array]) -> Array | None:
         try:
             value = run_node(self._proto, node, arrays)
         except ModelError:
             return None
+        # It is handed out more than once.
+        value.flags.writeable = False
         return value if value.size <= LIMIT else None
 
 

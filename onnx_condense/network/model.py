@@ -145,9 +145,9 @@ class Network:
         A view that is wider than what is stored has the stored type, so that its dtype tells how it was rounded;
         `dtype` tells what its readers get.
         """
-        root = self.root(name)
-        if not root:
-            return None
+        found = self._constants.get(name)
+        if found is not None or not (root := self.root(name)):
+            return found
         if root not in self._constants:
             self._constants[root] = self._read(root)
         return self._constants[root]
@@ -218,13 +218,15 @@ class Network:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a tensor: ints, names of symbolic sizes or None per axis; None where the rank is unknown."""
-        tensor = self._stored.get(self.root(name))
-        if tensor is not None:
-            return tuple(tensor.dims)
-        if self.root(name) in self._views and None not in self.shapes.get(name, (None,)):
+        root = self.root(name)
+        if not root:
+            return self.shapes.get(name)
+        if root in self._stored:
+            return tuple(self._stored[root].dims)
+        if root in self._views and None not in self.shapes.get(name, (None,)):
             return self.shapes[name]
-        value = self.constant(name)
-        return tuple(value.shape) if value is not None else self.shapes.get(name)
+        value = self.constant(root)
+        return None if value is None else tuple(value.shape)
 
     def known(self, name: str) -> Known | None:
         """What follows from constants of a small integer tensor of rank 0 or 1, even where it is computed.

@@ -1,7 +1,7 @@
 """The nodes of a network as frozen records, tied to the ModelProto by position.
 
-Owns every quirk of onnx-graphsurgeon, which supplies op kinds, attributes and bodies (its exporter would drop metadata
-and sharing, so it never writes anything).
+Owns every quirk of onnx-graphsurgeon, which supplies attributes and bodies (its exporter would drop metadata and
+sharing, so it never writes anything).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -56,32 +57,42 @@ def plain(domain: str) -> str:
 def nodes_of(proto: onnx.ModelProto) -> Iterator[Node]:
     """The main graph's nodes, each tied to its proto by position."""
     versions = {plain(o.domain): o.version for o in proto.opset_import}
-    view = _surgeon_view(proto)
-    for index, (node, raw) in enumerate(zip(view.nodes, proto.graph.node, strict=True)):
-        domain = plain(raw.domain)
+    for index, node in enumerate(proto.graph.node):
+        domain = plain(node.domain)
+        attributes = _attributes(node)
         yield Node(
             index=index,
-            op=node.op,
+            op=node.op_type,
             domain=domain,
             opset=versions.get(domain, 1),
             name=node.name,
-            inputs=tuple(raw.input),
-            outputs=tuple(raw.output),
-            attributes={k: v for k, v in node.attrs.items() if not isinstance(v, gs.Graph)},
-            captured=frozenset().union(*(_captured(v) for v in node.attrs.values() if isinstance(v, gs.Graph))),
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            attributes={k: v for k, v in attributes.items() if not isinstance(v, gs.Graph)},
+            captured=frozenset().union(*(_captured(v) for v in attributes.values() if isinstance(v, gs.Graph))),
         )
 
 
-def _surgeon_view(proto: onnx.ModelProto) -> gs.Graph:
+def _attributes(node: onnx.NodeProto) -> Mapping[str, Any]:
+    """The attributes of a node, its bodies as graphs.
+
+    Tensors of the main graph are not needed for that: their names are in the proto, and a body has those that it takes.
+    """
+    if not node.attribute:
+        return {}
     try:
-        return gs.import_onnx(proto)
+        return _imported(node)
     except UnicodeDecodeError:
-        # Strings need not be UTF-8 in ONNX; no rule reads them, so the view may go without.
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        for nodes in (copy.graph.node, *(f.node for f in copy.functions)):
-            _clear_strings(nodes)
-        return gs.import_onnx(copy)
+        # Strings need not be UTF-8 in ONNX; no rule reads such ones, so the view may go without.
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        _clear_strings([copy])
+        return _imported(copy)
+
+
+def _imported(node: onnx.NodeProto) -> Mapping[str, Any]:
+    attributes: Mapping[str, Any] = OnnxImporter.import_attributes(node.attribute, {}, {}, None, None)
+    return attributes
 
 
 def _clear_strings(nodes: Iterable[onnx.NodeProto]) -> None:

@@ -144,7 +144,8 @@ def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Blo
         return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
     rows = np.unique(np.moveaxis(grid, kept, -1).reshape(-1, grid.shape[kept]), axis=0)
     # Rows that share some channels, but not all, would tie neighbours.
-    if sum(len(np.unique(row)) for row in rows) > labels.size:
+    ranked = np.sort(rows, axis=1)
+    if len(rows) + np.count_nonzero(ranked[:, 1:] != ranked[:, :-1]) > labels.size:
         return refused
     parts = labels.reshape(-1)[rows]
     output = parts[0].reshape([1 if axis in outer else n for axis, n in enumerate(grid.shape)])
@@ -252,9 +253,9 @@ def _sizes(labels: IntArray, shape: Shape) -> Shape:
 
 def _narrow(labels: IntArray) -> IntArray:
     """Extent 1 along every axis on which labels do not differ."""
-    for axis in range(labels.ndim):
-        first = labels.take([0], axis)
-        if labels.shape[axis] > 1 and (labels == first).all():
+    for axis, size in enumerate(labels.shape):
+        first = labels[(slice(None),) * axis + (slice(1),)]
+        if size > 1 and (labels == first).all():
             labels = first
     return labels
 

@@ -12,19 +12,24 @@ from onnx_condense.data import Samples
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import UsageError
 from onnx_condense.network.model import Network
+from onnx_condense.network.sized import sized
 from onnx_condense.plan import IntArray
 from onnx_condense.runtime import Feed
 
-# Samples per pass: moments want at most 1024 rows, large inputs fewer.
+# Samples per pass: moments want at most 1024 rows, large inputs fewer. Passes whose tensors fit into a cache take up to
+# half the time per sample of larger ones.
 MAX_ROWS = 1024
-MAX_ELEMENTS = 2**25
+MAX_ELEMENTS = 2**22
 # The larger batch that is timed: so many samples, of heavy networks as many as take some tenths of a second.
 LATENCY_BATCH, LATENCY_MACS = 256, 2**33
 
 
-def latency_batch(network: Network) -> int:
-    """How many samples to time at once; 1 where a single one is all that can be waited for."""
-    return int(np.clip(LATENCY_MACS // max(count_macs(network), 1), 1, LATENCY_BATCH))
+def latency_batch(network: Network, single: Feed) -> int:
+    """How many samples to time at once; 1 where a single one is all that can be waited for.
+
+    single: the feed of one sample.
+    """
+    return int(np.clip(LATENCY_MACS // max(count_macs(sized(network, single)), 1), 1, LATENCY_BATCH))
 
 
 def timed_feeds(
@@ -61,6 +66,7 @@ def _batch_of(samples: Samples, indices: IntArray, rows: int) -> Feed:
 def rows_per_pass(network: Network, samples: Samples, indices: IntArray) -> int:
     """Samples per pass, fewer where one is large, or some tensor between input and output (as far as shapes tell)."""
     first = next(iter(samples.batches(indices[:1], 1))).feed
-    inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in network.shapes.values())
+    shapes = sized(network, first).shapes.values()
+    inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
     size = max(1, *(np.size(a) for a in first.values()), *inside)
     return int(np.clip(MAX_ELEMENTS // size, 1, MAX_ROWS))

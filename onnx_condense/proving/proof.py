@@ -228,11 +228,11 @@ class Prover:
         """
         rows = rows_per_pass(self._network, samples, indices)
         feeds = [batch.feed for batch in samples.batches(spread(indices, CHECKED), rows)]
-        most = latency_batch(self._network)
+        single = next(iter(samples.batches(indices[:1], 1))).feed
+        most = latency_batch(self._network, single)
         timed = [(self._batch(feed), feed) for feed in timed_feeds(samples, indices, self._batches, most)]
         plain = self.judge(samples, indices, rows)
         settings = tuple(self._setting(plain, at, samples, indices, rows) for at in self._served)
-        single = next(iter(samples.batches(indices[:1], 1))).feed
         return Proof(plain, len(indices), feeds, timed, single, settings)
 
     def _setting(self, plain: Judge, at: Runtime, samples: Samples, indices: IntArray, rows: int) -> Setting:

@@ -20,6 +20,7 @@ import torch
 from onnx_condense.cost import count_macs
 from onnx_condense.errors import ModelError
 from onnx_condense.network.model import Network
+from onnx_condense.network.sized import sized
 from onnx_condense.runtime import Array, Feed, run
 from onnx_condense.tune.network import Torched
 from onnx_condense.tune.soap import Soap
@@ -244,15 +245,7 @@ class _Training:
 
 def _rows_for(student: onnx.ModelProto, example: Lesson) -> int:
     """Samples of a step: by the work and the memory that one sample takes, its sizes put in for those left open."""
-    sized = onnx.ModelProto()
-    sized.CopyFrom(student)
-    for value in sized.graph.input:
-        if value.name in example.feed:
-            shape = value.type.tensor_type.shape
-            del shape.dim[:]
-            for size in example.feed[value.name].shape:
-                shape.dim.add(dim_value=size)
-    network = Network(sized)
+    network = sized(Network(student), example.feed)
     kept = sum(math.prod(d for d in shape if isinstance(d, int)) for shape in network.shapes.values())
     by_work = int(np.clip(STEP_MACS * example.count // max(count_macs(network), 1), LEAST_ROWS, MOST_ROWS))
     return max(1, min(by_work, STEP_ELEMENTS * example.count // max(kept, 1)))
