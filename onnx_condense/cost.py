@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import TensorProto
 
 from onnx_condense.network.external import byte_count
@@ -28,9 +29,15 @@ _LEARNED = {
 def count_parameters(proto: onnx.ModelProto) -> int:
     """Elements of all floating-point and quantized initializers and Constants that ops read.
 
-    A tensor that many ops read counts once; subgraphs count too.
+    A tensor that many ops read counts once, and so does one in a function that is called often; subgraphs count too.
     """
-    return sum(_graph_parameters(graph) for graph in _graphs(proto.graph))
+    return sum(_graph_parameters(g) for start in (proto.graph, *_bodies(proto)) for g in _graphs(start))
+
+
+def _bodies(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The network's own functions as graphs."""
+    for function in proto.functions:
+        yield onnx.GraphProto(node=function.node, output=[onnx.ValueInfoProto(name=o) for o in function.output])
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -69,7 +76,12 @@ def bytes_per_parameter(proto: onnx.ModelProto) -> float:
 
 
 def count_macs(network: Network) -> int:
-    """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is)."""
+    """Multiply-accumulates of one pass of the main graph, symbolic sizes counted as 1 (a fixed batch as it is).
+
+    Calls of the network's own functions count by what is in these.
+    """
+    if network.functions:
+        network = Network(onnx.inliner.inline_local_functions(network.proto), network.path)
     shapes = known_shapes(network)
     return sum(node_macs(node, shapes_around(node, shapes)) for node in network.proto.graph.node)
 
@@ -163,6 +175,11 @@ class WidthCosts:
         after[space] = width
         roots = self._touching.get(space, ())
         return sum(self._stored(r, widths) for r in roots) - sum(self._stored(r, after) for r in roots)
+
+    def allied(self) -> list[tuple[int, ...]]:
+        """Sets of spaces that are axes of one stored constant which is used more than once."""
+        shared = {self._touched[root] for root, uses in self._uses.items() if len(uses) > 1}
+        return sorted(spaces for spaces in shared if len(spaces) > 1)
 
     def _stored(self, root: str, widths: Sequence[int]) -> int:
         key = root, tuple(widths[s] for s in self._touched[root])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import pytest
@@ -34,12 +35,17 @@ def chain(outer: int, *, last: int) -> Callable[[Sequence[int]], int]:
     return total
 
 
-def path_of(curves: Sequence[SpaceCurve], total: Callable[[Sequence[int]], int]) -> list[Point]:
+def path_of(
+    curves: Sequence[SpaceCurve],
+    total: Callable[[Sequence[int]], int],
+    allied: Sequence[Sequence[int]] = (),
+    frozen: AbstractSet[int] = frozenset(),
+) -> list[Point]:
     def saving(widths: Sequence[int], space: int, width: int) -> int:
         after = [width if i == space else w for i, w in enumerate(widths)]
         return total(widths) - total(after)
 
-    return greedy_path(curves, total([c.width for c in curves]), saving)
+    return greedy_path(curves, total([c.width for c in curves]), saving, allied=allied, frozen=frozen)
 
 
 widths_and_scales = st.lists(st.tuples(st.integers(2, 60), st.floats(0, 10)), min_size=1, max_size=4)
@@ -123,6 +129,40 @@ def test_a_first_cut_that_costs_a_copy_is_taken_in_one_larger_step() -> None:
     assert path[1].widths[0] < 20
     assert path[1].parameters < path[0].parameters
     assert path[-1].widths == (1,)
+
+
+def tied(widths: Sequence[int]) -> int:
+    """An encoder of 40 neurons and a decoder of 40 through 6, by one weight of each size as long as nothing goes."""
+    first, middle, last = widths
+    outer = 20 * 40 if first == last == 40 else 20 * (first + last)
+    inner = 40 * 6 if first == last == 40 and middle == 6 else middle * (first + last)
+    return outer + inner
+
+
+def test_spaces_that_share_a_weight_go_together_where_one_of_them_can_not() -> None:
+    """Alone either costs a copy, however narrow; the 6 in the middle would have to go all but one for it."""
+    curves = [curve(40), curve(6, scale=1e6), curve(40, scale=2.0)]
+    together = path_of(curves, tied, [(0, 2), (0, 1, 2)])
+    assert together[1].widths[1] == 6
+    assert together[1].widths[0] < 20
+    assert together[1].widths[2] < 20
+    assert together[1].error < 2.0
+    sizes = [point.parameters for point in together]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1:] == [tied(point.widths) for point in together[1:]]
+    assert together[-1].widths == (1, 1, 1)
+    alone = path_of(curves, tied)
+    assert len(alone) == 1 or alone[1].error > 100.0
+
+
+def test_allied_spaces_that_can_move_alone_do() -> None:
+    total = chain(7, last=5)
+    curves = [curve(30), curve(20)]
+    assert path_of(curves, total, [(0, 1)]) == path_of(curves, total)
+
+
+def test_frozen_spaces_are_no_allies() -> None:
+    assert len(path_of([curve(40), curve(6), curve(40)], tied, [(0, 2)], frozenset({1, 2}))) == 1
 
 
 def test_predictions_pass_through_the_probes_and_never_fall() -> None:
@@ -211,6 +251,25 @@ def test_stops_that_cost_nothing_are_no_end(free: int) -> None:
         errors = [0.0 if at <= free else 0.001 if at <= limit else 10.0 for at in range(40)]
         assert free <= search(path, Recorder(errors.__getitem__), 0.01) <= limit
     assert search(path, Recorder(lambda at: 0.5 if at <= free else 10.0), 1.0) == free
+
+
+@pytest.mark.parametrize("limit", [8, 23, 30])
+def test_predictions_that_lead_nowhere_are_left(limit: int) -> None:
+    """They fall by orders of magnitude from stop to stop, where what is measured hardly does."""
+    errors = [*np.geomspace(1e-154, 1e-4, 38), *np.linspace(0.4, 1.0, 12)]
+    path = [Point((50 - at,), float(error), 10_000 - 100 * at) for at, error in enumerate(errors)]
+    measure = Recorder(lambda at: 0.0 if at <= limit else 0.05 + 0.02 * (at - limit))
+    found = search(path, measure, 0.02)
+    assert limit - 4 <= found <= limit
+
+
+def test_a_silent_probe_tells_no_scale() -> None:
+    """Half of the channels are silent but for rounding; what follows costs what the other probes say."""
+    local = np.r_[np.linspace(0.0, 1e-18, 42), 0.01 * np.arange(1, 24)]
+    predicted = SpaceCurve(65, 1, local, ((32, 0.0), (54, 0.05), (62, 0.2))).predicted()
+    assert predicted[41] < 1e-15
+    assert predicted[42] > 1e-3
+    assert not SpaceCurve(65, 1, local, ((32, 0.0),)).predicted()[32] > 1e-15
 
 
 def test_a_stop_close_below_the_tolerance_ends_the_search() -> None:

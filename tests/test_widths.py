@@ -17,6 +17,7 @@ from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.proving.proof import Prover
+from onnx_condense.search import widths
 from onnx_condense.search.aim import Aim
 from onnx_condense.search.bounds import Bounds
 from onnx_condense.search.budget import Point, SpaceCurve, greedy_path, search
@@ -161,3 +162,30 @@ def test_a_heavy_network_is_searched_with_one_shot_refits() -> None:
     assert widths._measure([Point((0,), 0.0, 9)])(0) == 0.2
     assert widths.staged((0,))
     assert tried.asked == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"tolerance": 1e-3}, {0.5, 0.15}),
+        ({"tolerance": 10.0}, {0.5, 0.85, 0.97}),
+        ({"tolerance": 1e-3, "keep": 0.9}, {0.5, 0.85, 0.97}),
+        ({"tolerance": 1e-3, "front": True}, {0.5, 0.85, 0.97}),
+    ],
+)
+def test_what_a_tolerance_rules_out_is_not_probed(
+    options: dict[str, Any], shares: set[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tight layer errs far beyond the tolerance with half of its channels gone: fewer are tried, not more."""
+    seen: list[float] = []
+    probe = widths._probe
+
+    def recorded(*given: Any) -> Any:
+        seen.append(given[-1])
+        return probe(*given)
+
+    monkeypatch.setattr(widths, "_probe", recorded)
+    x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
+    condense(mixed(16, 16), calibration=x, threads=1, allow_slower=True, **options)
+    assert set(seen) == shares
+    assert len(seen) == len(shares)

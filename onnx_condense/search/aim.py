@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from onnx_condense.cost import WidthCosts, bytes_per_parameter
+from onnx_condense.cost import WidthCosts, bytes_per_parameter, count_parameters
 from onnx_condense.fit.narrowed import Narrower
 from onnx_condense.network.model import inlined
 from onnx_condense.search.bounds import Bounds
@@ -76,6 +76,11 @@ class Aim:
         every, place = self._every(widths), self._places[space]
         return sum(self._costs[k].saving(every, place, width) / self._totals[k] for k in self._bounds.kinds)
 
+    def allied(self) -> list[list[int]]:
+        """Sets of spaces, of those that can be narrowed, that share a weight."""
+        at = {place: i for i, place in enumerate(self._places)}
+        return [[at[place] for place in places if place in at] for places in self._parameters.allied()]
+
     def negligible(self) -> frozenset[int]:
         """Spaces that keep their channels, as narrowing them costs error and buys no time.
 
@@ -118,7 +123,9 @@ class Aim:
     # ---- sizes ----
 
     def _excess(self, stop: Point) -> float:
-        """Predicted sizes over what they may be."""
+        """Predicted sizes over what they may be; infinite where copies of shared weights eat up what is saved."""
+        if self._grown(stop, stop.parameters):
+            return math.inf
         return self._bounds.excess(
             {
                 "parameters": stop.parameters,
@@ -126,6 +133,9 @@ class Aim:
                 "bytes": self._bytes_left(stop),
             }
         )
+
+    def _grown(self, stop: Point, parameters: int) -> bool:
+        return parameters >= self.total and self._every(stop.widths) != self._full
 
     def _bytes_left(self, stop: Point) -> int:
         if all(c.kind != "bytes" for c in self._bounds.ceilings):
@@ -141,7 +151,10 @@ class Aim:
         return bytes_per_parameter(self._fitter.network.proto)
 
     def _small(self, stop: Point) -> bool:
-        return self._bounds.small(self._made(stop)) if self._bounds.ceilings else True
+        if not self._bounds.ceilings:
+            return True
+        made = self._made(stop)
+        return self._bounds.small(made) and not self._grown(stop, count_parameters(made))
 
     def _made(self, stop: Point) -> onnx.ModelProto:
         return self._fitter.plan(stop.widths, sequential=False)[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -27,6 +27,8 @@ CLOSE = 0.03
 GROWTH = 1.1
 # What the first back-off gives up beyond the excess it saw; each further one gives up twice as much.
 BACK_OFF = 0.01
+# A guess that leaves more than this share of the bracket was a poor one; so many in a row are borne.
+SLOW, PATIENCE = 0.75, 2
 HUGE = 1e100
 # Where nothing was seen (no answer flipped) the next guess is at so many times the predicted error.
 JUMP = 4.0
@@ -61,10 +63,10 @@ class SpaceCurve:
         """Squared end-to-end error per channels removed [width - least + 1]: probes joined in log-log."""
         tiny = np.finfo(np.float64).tiny
         local = np.maximum(self.local, tiny)
+        # What was silent tells no scale, as long as another probe does.
+        seen = [(r, e) for r, e in self.probes if e > 0.0] or self.probes
         # A probe may answer with infinity (overflow in fp16): any huge number will do.
-        points = sorted(
-            (math.log(local[r]), math.log(min(max(e, tiny), HUGE))) for r, e in self.probes if local[r] > tiny
-        )
+        points = sorted((math.log(local[r]), math.log(min(max(e, tiny), HUGE))) for r, e in seen if local[r] > tiny)
         if not points:
             return np.zeros_like(self.local)
         x, y = np.array(points).T
@@ -91,8 +93,9 @@ def greedy_path(
     start: Sequence[int] | None = None,
     frozen: AbstractSet[int] = frozenset(),
     worth: Worth | None = None,
+    allied: Sequence[Sequence[int]] = (),
 ) -> list[Point]:
-    """Stops from dense to as small as can be; each narrows one space by one step.
+    """Stops from dense to as small as can be; each narrows one space by one step, or allied ones together.
 
     Args:
         curves: one per space.
@@ -101,48 +104,93 @@ def greedy_path(
         start: widths to start from instead of the dense ones.
         frozen: spaces that keep theirs.
         worth: what a step is worth, of the same arguments; None: the parameters that it saves.
+        allied: sets of spaces that share a weight. Narrowing one of them alone may only add a copy of it.
     """
     predicted = [c.predicted() for c in curves]
     widths = [c.width for c in curves] if start is None else list(start)
     squared = [float(p[c.width - w]) for p, c, w in zip(predicted, curves, widths, strict=True)]
     path = [Point(tuple(widths), math.sqrt(sum(squared)), total)]
+    costs = _Costs(curves, predicted, saving, worth or saving)
+    groups = [free for group in allied if len(free := [i for i in group if i not in frozen]) > 1]
     while True:
-        best = _best_step(curves, predicted, widths, squared, saving, frozen, worth or saving)
+        best = _best_step(costs, widths, [i for i in range(len(curves)) if i not in frozen], groups)
         if best is None:
             return path
-        space, width, saved = best
-        widths[space], squared[space] = width, float(predicted[space][curves[space].width - width])
-        total -= saved
+        for space, width in best.to.items():
+            widths[space], squared[space] = width, costs.error(space, width)
+        total -= best.saved
         path.append(Point(tuple(widths), math.sqrt(sum(squared)), total))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """Some spaces narrowed at once: new widths by space, what that is worth, the parameters saved."""
+
+    to: Mapping[int, int]
+    gain: float
+    saved: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Costs:
+    """What widths cost. predicted: squared errors of each space by the channels removed."""
+
+    curves: Sequence[SpaceCurve]
+    predicted: Sequence[FloatArray]
+    saving: Saving
+    worth: Worth
+
+    def error(self, space: int, width: int) -> float:
+        """Squared error of one space at a width."""
+        return float(self.predicted[space][self.curves[space].width - width])
+
+    def rate(self, step: _Step, widths: Sequence[int]) -> float:
+        """What it is worth over the squared error that it adds."""
+        added = sum(self.error(i, width) - self.error(i, widths[i]) for i, width in step.to.items())
+        return step.gain / max(added, np.finfo(np.float64).tiny ** 0.5)
+
+    def step(self, widths: Sequence[int], group: Sequence[int], times: int) -> _Step | None:
+        """All of a group narrowed by so many steps; None where all are at their ends."""
+        after, gain, saved = list(widths), 0.0, 0
+        for i in group:
+            curve, width = self.curves[i], widths[i]
+            if width > curve.least:
+                width = curve.narrower(width, times * max(1, round(STEP * width)))
+                gain, saved = gain + self.worth(after, i, width), saved + self.saving(after, i, width)
+                after[i] = width
+        to = {i: after[i] for i in group if after[i] != widths[i]}
+        return _Step(to, gain, saved) if to else None
+
+
 def _best_step(
-    curves: Sequence[SpaceCurve],
-    predicted: Sequence[FloatArray],
-    widths: Sequence[int],
-    squared: Sequence[float],
-    saving: Saving,
-    frozen: AbstractSet[int],
-    worth: Worth,
-) -> tuple[int, int, int] | None:
-    best, rate = None, -1.0
-    for i, curve in enumerate(curves):
-        if i in frozen:
-            continue
-        step = max(1, round(STEP * widths[i]))
-        while widths[i] > curve.least:
-            width = curve.narrower(widths[i], step)
-            gain = worth(widths, i, width)
-            if gain > 0:
-                added = float(predicted[i][curve.width - width]) - squared[i]
-                new = gain / max(added, np.finfo(np.float64).tiny ** 0.5)
-                if new > rate:
-                    best, rate = (i, width, saving(widths, i, width)), new
-            # The first cut of a shared weight may cost a copy that only a wider one pays back.
-            if gain > 0 or width == curve.least:
-                break
-            step *= 2
-    return best
+    costs: _Costs, widths: Sequence[int], spaces: Sequence[int], groups: Sequence[Sequence[int]]
+) -> _Step | None:
+    """The step of most worth for its error; groups move where one of them can't alone."""
+    found, stuck = list[_Step](), set[int]()
+    for i in spaces:
+        first = costs.step(widths, [i], 1)
+        if first and first.gain <= 0:
+            stuck.add(i)
+        found += _worthwhile(costs, widths, [i])
+    for group in groups:
+        if not stuck.isdisjoint(group):
+            found += _worthwhile(costs, widths, group)
+    return max(found, key=lambda step: costs.rate(step, widths), default=None)
+
+
+def _worthwhile(costs: _Costs, widths: Sequence[int], group: Sequence[int]) -> list[_Step]:
+    """The shortest step of a group that is worth anything, if there is one.
+
+    The first cut of a shared weight may cost a copy that only a wider one pays back.
+    """
+    times = 1
+    while step := costs.step(widths, group, times):
+        if step.gain > 0:
+            return [step]
+        if all(width == costs.curves[i].least for i, width in step.to.items()):
+            break
+        times *= 2
+    return []
 
 
 def search(
@@ -154,11 +202,14 @@ def search(
     be within the tolerance; any other answer was measured.
     """
     low, high = 0, len(path)
-    error_low, error_high = 0.0, math.inf
+    error_low, error_high, slow = 0.0, math.inf, 0
     for count in range(limit):
-        if high - low <= 1 or (low and _gap(path, low, high) < NARROW):
+        left = high - low
+        if left <= 1 or (low and _gap(path, low, high) < NARROW):
             break
         guess = _guess(path, tolerance, (low, error_low), (high, error_high), count)
+        # Predictions that lead nowhere twice in a row are wrong: half-way then.
+        guess = (low + high) // 2 if slow == PATIENCE else guess
         error = measure(guess)
         if (1.0 - CLOSE) * tolerance <= error <= tolerance:
             return guess
@@ -166,6 +217,7 @@ def search(
             low, error_low = guess, error
         else:
             high, error_high = guess, error
+        slow = slow % PATIENCE + 1 if high - low > SLOW * left else 0
     return low
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from onnx_condense.fit.narrowed import Narrower
@@ -18,6 +19,9 @@ from onnx_condense.search.probes import Probe, standing_in
 CONFIDENCE = 0.95
 # Every space is probed alone with these shares of its channels gone; what lies beyond the last is a guess.
 PROBES = (0.5, 0.85, 0.97)
+# Where a tolerance alone is asked for no share is probed beyond one that errs so many times as much, and where already
+# the first one does, this smaller one is.
+BEYOND, LITTLE = 3.0, 0.15
 # Widths are multiples of what runs well; where no such width will do, of less.
 COARSER = (1, 2, 8)
 # Where one space ends the path the others go on, so many times, with so many measurements each, until close.
@@ -62,7 +66,9 @@ class Widths:
         self._errors: dict[tuple[int, ...], float] = {}
         self._curve: list[CurvePoint] = []
         self._staged: bool | None = None
-        probes = standing_in([_probed(fitter, i, hunter) for i in range(len(fitter.spaces))])
+        alone = goal.tolerance is not None and not aim.sized and not goal.front
+        bound = BEYOND * self._tolerance if alone else math.inf
+        probes = standing_in([_probed(fitter, i, hunter, bound) for i in range(len(fitter.spaces))])
         self._curves = [_curve(fitter, i, found, grid) for i, found in enumerate(probes)]
 
     def find(self) -> tuple[list[budget.Point], int]:
@@ -82,7 +88,8 @@ class Widths:
     def _found(self, part: int) -> tuple[list[budget.Point], int]:
         curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
         aim = self._aim
-        path = budget.greedy_path(curves, aim.total, aim.saving, frozen=aim.negligible(), worth=aim.worth)
+        frozen, allied = aim.negligible(), aim.allied()
+        path = budget.greedy_path(curves, aim.total, aim.saving, frozen=frozen, worth=aim.worth, allied=allied)
         self._first = path
         return path, self._stop(path)
 
@@ -150,24 +157,37 @@ class Widths:
             pairs = zip(path[at].widths, path[at + 1].widths, strict=True)
             frozen |= {i for i, (now, then) in enumerate(pairs) if now != then}
             start = path[at]
-            more = budget.greedy_path(self._curves, start.parameters, self._aim.saving, start.widths, frozen)
+            aim = self._aim
+            more = budget.greedy_path(
+                self._curves, start.parameters, aim.saving, start.widths, frozen, allied=aim.allied()
+            )
             path = [*path[:at], *more]
             at += budget.search(more, self._measure(more), self._tolerance, MEASUREMENTS)
         return path, at
 
 
-def _probed(fitter: Narrower, index: int, hunter: Judge) -> dict[int, Probe]:
-    """Errors of the whole network with channels of one space gone, by how many."""
-    full = [s.width for s in fitter.spaces]
-    elimination = fitter.eliminations[index]
+def _probed(fitter: Narrower, index: int, hunter: Judge, bound: float) -> dict[int, Probe]:
+    """Errors of the whole network with channels of one space gone, by how many.
+
+    bound: of errors beyond which nobody asks.
+    """
+    most = len(fitter.eliminations[index].order)
     probes: dict[int, Probe] = {}
-    for share in PROBES if elimination.order.size else ():
-        removed = min(max(1, round(share * full[index])), len(elimination.order))
-        widths = [*full[:index], full[index] - removed, *full[index + 1 :]]
-        _, model = fitter.plan(widths, sequential=False)
-        found = hunter.measure(model)
-        probes[removed] = Probe(found.value, found.relative.value)
+    for share in PROBES if most else ():
+        probes |= _probe(fitter, index, hunter, share)
+        if max(p.error for p in probes.values()) > bound:
+            break
+    if len(probes) == 1 and max(p.error for p in probes.values()) > bound:
+        probes |= _probe(fitter, index, hunter, LITTLE)
     return probes
+
+
+def _probe(fitter: Narrower, index: int, hunter: Judge, share: float) -> dict[int, Probe]:
+    full = [s.width for s in fitter.spaces]
+    removed = min(max(1, round(share * full[index])), len(fitter.eliminations[index].order))
+    widths = [*full[:index], full[index] - removed, *full[index + 1 :]]
+    found = hunter.measure(fitter.plan(widths, sequential=False)[1])
+    return {removed: Probe(found.value, found.relative.value)}
 
 
 def _curve(fitter: Narrower, index: int, probes: Mapping[int, float], grid: Grid) -> budget.SpaceCurve:

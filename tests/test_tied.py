@@ -1,0 +1,67 @@
+"""One weight that writes in one place and is read in another: narrowing either alone only adds a copy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from builders import text_model
+
+from onnx_condense import condense
+from onnx_condense.cost import WidthCosts
+from onnx_condense.network.model import Network
+from onnx_condense.runtime import Array
+from onnx_condense.spaces import find_spaces
+
+NEURONS, KINDS, MIDDLE = 48, 8, 3
+
+
+def autoencoder() -> onnx.ModelProto:
+    """The encoder's weights, transposed, are the decoder's. Neurons are of KINDS kinds, alike up to a little noise."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(KINDS, 6))
+    W = np.repeat(kinds, NEURONS // KINDS, axis=0) + 1e-4 * rng.normal(size=(NEURONS, 6))
+    V = rng.normal(size=(MIDDLE, NEURONS)) / 4
+    text = (
+        '<ir_version: 8, opset_import: ["": 13]> agraph (float[N, 6] x) => (float[N, 6] y) { '
+        "a = Gemm<transB=1>(x, W) b = Tanh(a) c = Gemm<transB=1>(b, V) "
+        "d = Gemm(c, V) e = Tanh(d) y = Gemm(e, W) }"
+    )
+    return text_model(text, {"W": W.astype("f4"), "V": V.astype("f4")})
+
+
+@pytest.fixture
+def calibration() -> dict[str, Array]:
+    return {"x": np.random.default_rng(1).normal(size=(1000, 6)).astype("f4")}
+
+
+def test_spaces_that_share_a_weight_are_known() -> None:
+    network = Network(autoencoder())
+    view = find_spaces(network)
+    names = [s.name for s in view.spaces]
+    allied = [{names[i] for i in group} for group in WidthCosts(network, view).allied()]
+    assert {"a", "d"} <= set(names)
+    assert any({"a", "d"} <= group for group in allied)
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0.02}, {"keep": 0.5}, {"max_macs": 250}])
+def test_both_ends_are_narrowed_and_not_the_middle(calibration: dict[str, Array], options: dict[str, float]) -> None:
+    found = condense(autoencoder(), calibration=calibration, allow_slower=True, threads=1, **options)  # type: ignore[arg-type]
+    report = found.report
+    assert report.error is not None
+    assert report.error.value < 0.02
+    widths = {s.name: s.after for s in report.spaces}
+    assert widths["a"] < NEURONS // 2
+    assert widths["d"] < NEURONS // 2
+    assert widths["c"] == MIDDLE
+    assert report.parameters is not None
+    assert report.parameters.after < report.parameters.before
+
+
+def test_a_limit_on_work_does_not_make_the_network_larger(calibration: dict[str, Array]) -> None:
+    """Half of the work is to be had with copies that take more than the dense network stores."""
+    found = condense(autoencoder(), calibration=calibration, allow_slower=True, threads=1, max_macs=850)
+    assert found.report.parameters is not None
+    assert found.report.parameters.after < found.report.parameters.before
+    assert found.report.macs is not None
+    assert found.report.macs.after <= 850
