@@ -38,6 +38,10 @@ from onnx_condense.report.data import (
 )
 from onnx_condense.report.figures import Cloud, Figures
 from onnx_condense.saved.plans import Document
+from onnx_condense.spaces import GRAPH_OUTPUT
+from onnx_condense.unseen import unseen_layers
+
+GIVEN_BACK = "exact merges were given back: "
 
 # A fit has to save half a percent of the parameters or of the multiply-accumulates.
 WORTH = 0.995
@@ -169,7 +173,7 @@ def condensed_report(
         latency=tuple(latency),
         footprint=footprint,
         spaces=tuple(dataclasses.replace(row, ms=spent.get(row.name)) for row in _space_rows(network, view, candidate)),
-        refusals=_refusal_rows(view),
+        refusals=_refusal_rows(network, view),
     )
 
 
@@ -195,17 +199,24 @@ def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Rep
         macs=Change(dense.macs, dense.macs),
         bytes=Change(size, size),
         spaces=_space_rows(network, view, None),
-        refusals=_refusal_rows(view),
+        refusals=_refusal_rows(network, view),
     )
 
 
-def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
-    """Why no narrower network was found."""
+def why_unchanged(network: Network, view: ChannelView, goal: Goal, notes: Sequence[str] = ()) -> Reason:
+    """Why no narrower network was found; notes: what the user is told besides."""
     if not view.spaces:
         text = "no Conv, Gemm or MatMul with a stored weight and an input of known rank was found"
         return Reason("nothing-found", text + _hint(network))
     if not any(s.reducible for s in view.spaces):
-        return Reason("nothing-free", "no hidden layer can be narrowed: every channel is pinned (see refusals)")
+        return Reason("nothing-free", _why_pinned(network, view))
+    return _why_none(goal, notes)
+
+
+def _why_none(goal: Goal, notes: Sequence[str]) -> Reason:
+    """Why no channel goes of those that could."""
+    if goal.lossless and any(note.startswith(GIVEN_BACK) for note in notes):
+        return Reason("given-back", "what the weights prove redundant was given back (see notes)")
     if goal.lossless:
         return Reason("nothing-redundant", "the weights alone prove no channel redundant")
     if goal.threshold is not None:
@@ -213,6 +224,19 @@ def why_unchanged(network: Network, view: ChannelView, goal: Goal) -> Reason:
     if goal.tolerance is None:
         return Reason("nothing-smaller", "no narrower network has fewer parameters")
     return Reason("tolerance", f"no channel can go within tolerance {goal.said}")
+
+
+def _why_pinned(network: Network, view: ChannelView) -> str:
+    """Why no space has a channel that could go."""
+    start = "no hidden layer can be narrowed"
+    narrow = [s.name for s in view.spaces if s.width == 1 and not s.pinned.any()]
+    if any(r.reason != GRAPH_OUTPUT for r in view.refusals):
+        return f"{start}: every channel is pinned (see refusals){' or the only one of its layer' if narrow else ''}"
+    if narrow:
+        layers = f"{narrow[0]} is" if len(narrow) == 1 else f"{len(narrow)} layers (first: {narrow[0]}) are"
+        return f"{start}: {layers} 1 wide"
+    where = " (see refusals)" if unseen_layers(network, view) else ""
+    return f"no hidden layer was found{where}: channels are written for the outputs alone{_hint(network)}"
 
 
 def _hint(network: Network) -> str:
@@ -265,5 +289,5 @@ def _space_rows(network: Network, view: ChannelView, candidate: Candidate | None
     )
 
 
-def _refusal_rows(view: ChannelView) -> tuple[RefusalRow, ...]:
-    return tuple(RefusalRow(r.space, r.node, r.reason) for r in view.refusals)
+def _refusal_rows(network: Network, view: ChannelView) -> tuple[RefusalRow, ...]:
+    return tuple(RefusalRow(r.space, r.node, r.reason) for r in (*view.refusals, *unseen_layers(network, view)))

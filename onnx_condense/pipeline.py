@@ -10,7 +10,9 @@ from typing import Any
 
 import onnx
 
+from onnx_condense.network.live import live
 from onnx_condense.network.model import load
+from onnx_condense.network.settled import settled
 from onnx_condense.options.control import Control
 from onnx_condense.options.goal import Goal, Threshold, by_pattern, check_goal
 from onnx_condense.options.limits import Limits, Multiple
@@ -166,7 +168,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     started = time.monotonic()
     runtime = Runtime(providers, threads)
     with limited_threads(threads):
-        run = Run(load(model), runtime, goal, progress or (lambda _, __: None), given)
+        run = Run(settled(live(load(model))), runtime, goal, progress or (lambda _, __: None), given)
         if run.reuse and run.reuse.idle:
             found = run.as_it_is(f"{run.reuse.label} leaves every layer as it is")
         else:

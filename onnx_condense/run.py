@@ -36,6 +36,7 @@ from onnx_condense.search.front import Member, members
 from onnx_condense.search.rounds import Rounds
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, draw_samples
 from onnx_condense.tuner import Tuner, check_trainable
+from onnx_condense.wording import counted
 
 if TYPE_CHECKING:
     from onnx_condense.tune import Teacher
@@ -80,7 +81,7 @@ class Run:
         self.runtime.session(self.prover.dense)
         plan = self.reuse.proved() if self.reuse else self.maker.lossless_plan()
         if not plan.selections:
-            return self._unchanged(why_unchanged(self.network, self.view, self.goal))
+            return self._unchanged(why_unchanged(self.network, self.view, self.goal, self.notes))
         inlined(self.network)  # refuses what is too large before any work is done
         verification = self.prover.on_drawn(self.goal.seed)
         return self._finished(self._exact(plan, verification), verification)
@@ -107,7 +108,7 @@ class Run:
             plan = self.reuse.proved() if self.reuse else self.maker.lossless_plan()
             return self._finished(self._exact(plan, proof), proof)
         if verification is not None and len(judged_by) < SMALLEST_SHARE:
-            text = f"verification: {len(judged_by)} samples, at least {SMALLEST_SHARE} are needed; give more"
+            text = f"verification: {counted(len(judged_by), 'sample')}, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
         judged = shares.verify if verification is None else np.arange(len(judged_by))
@@ -224,7 +225,7 @@ class Run:
             raise self.bounds.too_slow(lagging, self._why)
         if self.bounds:
             return self._unchanged(Reason("limits", f"it is within {self.bounds.all_asked} as it is"))
-        return self._unchanged(why_unchanged(self.network, self.view, self.goal))
+        return self._unchanged(why_unchanged(self.network, self.view, self.goal, self.notes))
 
     def _too_slow(self, slow: Latency) -> Condensed:
         """Where every candidate was measured to be slower than the dense network.

@@ -79,8 +79,11 @@ class _Labels:
 class _Tracer:
     """One forward walk over the main graph; collects what rules answer."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, writing: frozenset[int] = frozenset()) -> None:
         self.network = network
+        # Nodes whose weights write channels of their own, whatever could pass.
+        self.writing = writing
+        self.through: dict[int, IntArray] = {}
         self.union = _Labels()
         self.labels: dict[str, IntArray] = {}
         self.linear: list[LinearUse] = []
@@ -113,6 +116,7 @@ class _Tracer:
     def _visit(self, node: Node) -> None:
         rule = None if (node.domain, node.op) in self.network.functions else ops.find(node.domain, node.op, node.opset)
         call = ops.call_of(self.network, node, self.labels, self.union.fresh)
+        call = dataclasses.replace(call, writes=node.index in self.writing)
         reason = f"no rule for {node.op}" if rule is None else rule.guard(call)
         if rule is None or reason:
             self._barrier(node, reason)
@@ -123,6 +127,8 @@ class _Tracer:
             # A tensor of unknown rank hides its channels, and so does what is made of it.
             hidden = [v.labels for v in computed if v.labels is not None] + [u.rows for u in effect.linear]
             effect = ops.Effect(None, linear=effect.linear, pins=tuple((labels, HIDDEN) for labels in hidden))
+        if effect.through is not None:
+            self.through[node.index] = effect.through
         self.linear += effect.linear
         self.constants += effect.constants
         self.sizes += effect.sizes
@@ -131,6 +137,19 @@ class _Tracer:
         outputs = effect.outputs or (effect.output,) * len(node.outputs)
         for name, labels in zip(node.outputs, outputs, strict=True):
             self._set(name, ops.pinned_like(self.network.shape(name)) if labels is None else labels)
+
+    def settle(self) -> frozenset[int]:
+        """Apply ties and pins; the nodes that let pass what has to stay anyway."""
+        for a, b, place in self.ties:
+            pairs = sorted(set(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)))
+            for i, j in pairs:
+                if PINNED not in (i, j):
+                    self.union.tie(i, j)
+            lone = np.array([max(pair) for pair in pairs if PINNED in pair], np.int64)
+            self.pins.append((lone, FIXED, place))
+        for pinned, _, _ in self.pins:
+            self.union.pin(pinned)
+        return frozenset(i for i, labels in self.through.items() if all(self.union.pinned(labels.reshape(-1))))
 
     def _barrier(self, node: Node, reason: str) -> None:
         for name in node.inputs:
@@ -152,21 +171,12 @@ def find_spaces(
     Returns:
         labels, weight uses, spaces and refusals; labels in it are resolved: equal labels are one channel.
     """
-    tracer = _Tracer(network)
-    tracer.walk()
+    tracer = _settled(network)
+    union = tracer.union
     for index, reason in held.items():
         use = tracer.linear[index]
         tracer.pins.append((use.rows, reason, network.nodes[use.weight.node].place))
-    union = tracer.union
-    for a, b, place in tracer.ties:
-        pairs = sorted(set(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)))
-        for i, j in pairs:
-            if PINNED not in (i, j):
-                union.tie(i, j)
-        lone = np.array([max(pair) for pair in pairs if PINNED in pair], np.int64)
-        tracer.pins.append((lone, FIXED, place))
-    for pinned, _, _ in tracer.pins:
-        union.pin(pinned)
+        union.pin(use.rows)
     shared = _tie_shared(network, tracer)
     classes, removable = union.classes(), union.removable()
     spaces = _spaces(network, tracer.linear, classes, removable)
@@ -183,6 +193,21 @@ def find_spaces(
         refusals=_refusals(tracer, classes, spaces),
         parts=_parts(labels, spaces),
     )
+
+
+def _settled(network: Network) -> _Tracer:
+    """A walk with ties and pins, by which no weight lets channels pass in vain.
+
+    What the user holds counts later: which uses there are may not depend on it, since it names them by number.
+    """
+    writing: frozenset[int] = frozenset()
+    while True:
+        tracer = _Tracer(network, writing)
+        tracer.walk()
+        idle = tracer.settle()
+        if not idle:
+            return tracer
+        writing |= idle
 
 
 def _parts(labels: Mapping[str, IntArray], spaces: Sequence[ChannelSpace]) -> tuple[IntArray, ...]:

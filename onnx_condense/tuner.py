@@ -21,6 +21,7 @@ from onnx_condense.proving.proof import Proof
 from onnx_condense.proving.verify import check_graph
 from onnx_condense.report.data import Tuning, TuningRound
 from onnx_condense.runtime import first_line
+from onnx_condense.wording import counted
 
 if TYPE_CHECKING:
     from onnx_condense.tune import Teacher
@@ -76,9 +77,8 @@ class Tuner:
         if self._teacher is None:
             self._teacher = self._teach()
             if self._teacher.left_out:
-                self.notes.append(
-                    f"{self._teacher.left_out} samples of --tune-data are among those that search or judge: left out"
-                )
+                left = counted(self._teacher.left_out, "sample")
+                self.notes.append(f"left out of --tune-data: {left} among those that search or judge")
         minutes = None if self._tune.minutes is None else self._tune.minutes * share
         recipe = Recipe(minutes, self._tune.steps, self._goal.seed)
         tuned = distil(bare.model, self._teacher, recipe, lambda _, text: self._progress(f"training: {text}", at))

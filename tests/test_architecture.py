@@ -58,6 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "search.probes",
         "select",
         "spaces",
+        "unseen",
     ),
     # Samples are an abstraction to run networks on, not a step: moments, error and drawn inputs are made from them.
     ("data",),
@@ -66,7 +67,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("network", "runtime", "sessions"),
     ("network.external",),
     ("options.limits", "options.yardstick", "paths", "plan", "report.data", "report.figures", "saved.plans"),
-    ("errors",),
+    ("errors", "wording"),
 )
 STAGES = next(layer for layer in LAYERS if "evidence" in layer)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from mlps import Net
 
-from onnx_condense import CalibrationError, UsageError, condense
+from onnx_condense import UsageError, condense
 from onnx_condense.data import input_specs
 from onnx_condense.data import load as load_samples
 from onnx_condense.data.augment import VARIANTS, Augmented, augmented, variants_of
@@ -85,8 +85,9 @@ def test_every_kind_keeps_the_size_and_changes_the_picture(vary: Any, size: tupl
 
 @pytest.mark.parametrize("shape", [(20, 5, 16, 16), (20, 3, 16, 4)])
 def test_what_holds_no_pictures_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(CalibrationError, match="--augment: no input holds pictures"):
+    with pytest.raises(UsageError, match="--augment: no input holds pictures"):
         augmented(source(pictures(*shape)), 1, 0)
+    assert UsageError.exit_code == 2
 
 
 def network() -> Net:

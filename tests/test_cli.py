@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -540,6 +541,12 @@ def test_the_table_fits_80_columns_and_says_what_matters() -> None:
         "1.23 -> 0.183 ms  (6.72x [6.40, 7.10], faster; CPU, 2 threads)",
     ):
         assert words in text
+
+
+def test_one_of_something_is_said_in_the_singular() -> None:
+    assert CONDENSED.error is not None
+    one = dataclasses.replace(CONDENSED, error=dataclasses.replace(CONDENSED.error, samples=1))
+    assert "1 unseen sample," in page(one)
 
 
 def test_many_spaces_show_the_largest_savings_in_network_order() -> None:

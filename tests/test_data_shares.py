@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -78,7 +78,14 @@ def test_too_few_samples_or_groups() -> None:
     few(data.load(ramp(15, 3), (X,)), "calibration-few", "15 samples", "20", separate=True)
     few(grouped(np.repeat([0, 1], 50)), "calibration-groups", "100 samples in 2 groups", "at least 3 groups")
     few(grouped([0] * 96 + [1] * 2 + [2] * 2), "calibration-groups", "in 3 groups", "at least 5", "more groups")
-    few(grouped([4] * 40), "calibration-groups", "1 groups", "at least 2 groups", separate=True)
+    few(grouped([4] * 40), "calibration-groups", "1 group,", "at least 2 groups", separate=True)
+
+
+@pytest.mark.parametrize("values", [[0.0, np.nan] * 20, np.array(["NaT", "2020-01-01"] * 20, "datetime64[D]")])
+def test_nan_is_no_group(values: Any) -> None:
+    with pytest.raises(CalibrationError, match="'group' holds NaN, which is no group") as caught:
+        grouped(values)
+    assert caught.value.code == "calibration-groups"
 
 
 def test_equal_samples_are_one_group() -> None:

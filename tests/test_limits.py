@@ -16,7 +16,7 @@ from onnx_condense.options.limits import Limits, count_of, said_count, said_fact
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("7", 7), ("250k", 250_000), ("1.5M", 1_500_000), ("2G", 2 * 10**9), ("0.0015k", 1), ("1.999", 1), (None, None)],
+    [("7", 7), ("250k", 250_000), ("1.5M", 1_500_000), ("2G", 2 * 10**9), ("0.001k", 1), ("3.0", 3), (None, None)],
 )
 def test_counts_take_decimal_suffixes(text: str | None, count: int | None) -> None:
     assert count_of("--max-macs", text) == count
@@ -27,6 +27,12 @@ def test_other_texts_are_refused_by_the_name_of_the_option(text: str) -> None:
     with pytest.raises(UsageError, match="--max-bytes") as caught:
         count_of("--max-bytes", text)
     assert caught.value.code == "max-bytes"
+
+
+@pytest.mark.parametrize("text", ["1.5", "0.0015k", "1.999", "0.3"])
+def test_parts_of_things_are_no_counts(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--max-parameters '{text}': give a whole number, .* with k, M or G"):
+        count_of("--max-parameters", text)
 
 
 @given(st.integers(1, 10**11))
@@ -50,6 +56,8 @@ def test_best_values_are_rounded_to_the_side_that_can_be_asked_for(value: float)
         ({"max_parameters": 0}, "--max-parameters"),
         ({"max_macs": -3}, "--max-macs"),
         ({"max_bytes": 0}, "--max-bytes"),
+        ({"max_bytes": 1.5}, "--max-bytes"),
+        ({"max_macs": float("inf")}, "--max-macs"),
         ({"max_latency": 0.0}, "--max-latency"),
         ({"max_latency": float("nan")}, "--max-latency"),
         ({"speedup": 1.0}, "--speedup"),

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_condense.data import input_specs, load
 from onnx_condense.errors import CalibrationError, ModelError
 from onnx_condense.metrics import Judge, Measurement, OutputMeasure
-from onnx_condense.network.model import Network
 from onnx_condense.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -182,60 +181,6 @@ def test_a_weight_that_is_given_out_is_judged_once_for_all_samples(count: int, r
     assert measured.value == alone.value
     assert measured.upper(0.95, 0) == pytest.approx(alone.upper(0.95, 0))
     assert judge(dense, x, rows).measure(moved).value == pytest.approx(0.1)
-
-
-def grid(gains: Sequence[float]) -> onnx.ModelProto:
-    """[N, w] to [N, places, width]; every size of the output is declared a symbol."""
-    x, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-        for name, sizes in (("x", ["N", "w"]), ("y", ["b", "n", "c"]))
-    )
-    stored = {"sizes": np.array([0, -1, len(gains)]), "gains": np.array(gains, np.float32)}
-    stored |= {"zero": np.array([0]), "one": np.array([1]), "places": np.array([-1]), "width": np.array([len(gains)])}
-    nodes = [
-        helper.make_node("Reshape", ["x", "sizes"], ["boxes"]),
-        helper.make_node("Mul", ["boxes", "gains"], ["scaled"]),
-        # ONNX Runtime does not look through this.
-        helper.make_node("Shape", ["x"], ["shape"]),
-        helper.make_node("Slice", ["shape", "zero", "one"], ["batch"]),
-        helper.make_node("Concat", ["batch", "places", "width"], ["computed"], axis=0),
-        helper.make_node("Reshape", ["scaled", "computed"], ["y"]),
-    ]
-    weights = [numpy_helper.from_array(value, name) for name, value in stored.items()]
-    graph = helper.make_graph(nodes, "g", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def shaped_judge(model: onnx.ModelProto, source: Any, rows: int = 1024) -> Judge:
-    samples = load(source, input_specs(model.graph))
-    shapes = Network(model).shapes
-    return Judge(model, samples, np.arange(len(samples)), RUNTIME, rows, shapes=shapes, optimize=False)
-
-
-def per_feature(y: Array, y0: Array) -> float:
-    """The error by definition, of [samples, places, features]."""
-    return math.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean((0, 1))) ** 2).sum())
-
-
-def test_features_declared_as_symbols_are_features_where_inference_tells_their_number() -> None:
-    # One feature far from the others: around one mean of all its distance would be the spread.
-    x = normal(40, 6) + np.tile(np.array([100, 0], np.float32), 3)
-    y0, y = (x.reshape(40, 3, 2) * gains for gains in ([1.0, 1.0], [1.0, 1.4]))
-    wrong = math.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean()) ** 2).sum())
-    measured = shaped_judge(grid([1, 1]), x, 16).measure(grid([1, 1.4]))
-    assert measured.value == pytest.approx(per_feature(y, y0), rel=1e-4)
-    assert measured.value > 10 * wrong
-    worst = measured.outputs[0].worst
-    assert worst is not None
-    assert worst.index == 1
-
-
-def test_axes_that_nothing_tells_about_are_no_features() -> None:
-    # The last axis may be one of many places that happens to be as long in all passes.
-    x = normal(40, 6) + np.tile(np.array([100, 0], np.float32), 3)
-    y0, y = (x.reshape(40, 3, 2) * gains for gains in ([1.0, 1.0], [1.0, 1.4]))
-    measured = judge(grid([1, 1]), x).measure(grid([1, 1.4]))
-    assert measured.value == pytest.approx(math.sqrt(((y - y0) ** 2).sum() / ((y0 - y0.mean()) ** 2).sum()), rel=1e-4)
 
 
 def test_inferred_sizes_that_vary_all_the_same_are_no_features() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnx_condense.ops import Call, Effect, Value, find, mixing
+from onnx_condense.ops.layout import COMPUTED_AXES
 from onnx_condense.plan import IntArray, Operand
 from onnx_condense.runtime import Runtime, run
 
@@ -43,23 +44,26 @@ def traced(
     return rule.trace(call)
 
 
-def ran(op: str, x: Array, version: int, **attributes: Any) -> Array:
+def ran(op: str, x: Array, version: int, *more: Array, **attributes: Any) -> Array:
     """The op in ONNX Runtime."""
     value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)
-    node = helper.make_node(op, ["x"], ["y"], **attributes)
-    graph = helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")])
+    stored = [numpy_helper.from_array(v, f"c{i}") for i, v in enumerate(more)]
+    node = helper.make_node(op, ["x", *(t.name for t in stored)], ["y", *["i"] * (op == "TopK")], **attributes)
+    graph = helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")], stored)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=7)
     return run(Runtime(threads=1).session(proto, optimize=False), {"x": x})[0]
 
 
-def separate(op: str, axis: int, version: int, attributes: Mapping[str, Any]) -> bool:
+def separate(op: str, axis: int, version: int, attributes: Mapping[str, Any], more: Sequence[Array] = ()) -> bool:
     """Whether positions of an axis have nothing to do with each other: what one gives does not change another."""
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(F)
-    before = ran(op, x, version, **attributes)
+    before = ran(op, x, version, *more, **attributes)
+    if before.shape[axis] != SHAPE[axis]:
+        return False
     for at in range(SHAPE[axis]):
         changed = x.copy()
-        np.moveaxis(changed, axis, 0)[at] += 50
-        after = ran(op, changed, version, **attributes)
+        np.moveaxis(changed, axis, 0)[at, ..., 0] += 50
+        after = ran(op, changed, version, *more, **attributes)
         if (np.delete(before, at, axis) != np.delete(after, at, axis)).any():
             return False
     return True
@@ -71,6 +75,9 @@ CASES = [
     *((op, 13, {"axis": axis}) for op in ALONG for axis in (-1, -2, -3)),
     *(("LpNormalization", 17, {"axis": axis}) for axis in (-1, 1, 2)),
     ("LpNormalization", 17, {}),
+    ("LRN", 17, {"size": 3}),
+    ("MeanVarianceNormalization", 13, {}),
+    *(("MeanVarianceNormalization", 13, {"axes": axes}) for axes in ([2, 3], [1, -1])),
 ]
 
 
@@ -89,6 +96,77 @@ def test_channels_pass_where_they_are_apart(op: str, version: int, attributes: d
         assert why == mixing.NORMALISED
     assert not effect.linear
     assert not effect.constants
+
+
+def stored(value: Array) -> Value:
+    return Value("c", None, value.shape, value)
+
+
+WITH_OPERANDS: dict[str, tuple[str, int, dict[str, Any], tuple[Array, ...]]] = {
+    **{f"CumSum {a}": ("CumSum", 17, {"exclusive": 1}, (np.array(a),)) for a in (0, 1, 2, -1)},
+    **{f"TopK {a}": ("TopK", 17, {"axis": a}, (np.array([2]),)) for a in (0, 1, 2, 3)},
+    **{f"ArgMax {a}": ("ArgMax", 17, {"axis": a}, ()) for a in (0, 1, 2, -1)},
+    "ArgMin": ("ArgMin", 17, {}, ()),
+    **{f"layer {a}": ("LayerNormalization", 17, {"axis": a}, (np.ones(SHAPE[a:], F),)) for a in (1, 2, -1)},
+    "layer, one scale": ("LayerNormalization", 17, {"axis": 2}, (np.ones(5, F), np.ones((1, 1, 3, 5), F))),
+}
+
+
+@pytest.mark.parametrize(("op", "version", "attributes", "more"), WITH_OPERANDS.values(), ids=WITH_OPERANDS)
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_channels_pass_where_they_are_apart_from_what_is_told(
+    op: str, version: int, attributes: dict[str, Any], more: tuple[Array, ...], axis: int
+) -> None:
+    given = labels(axis)
+    effect = traced(op, given, *map(stored, more), version=version, **attributes)
+    if separate(op, axis, version, attributes, more):
+        assert effect.output is given
+        assert not effect.pins
+    else:
+        assert effect.output is None
+        ((pinned, why),) = effect.pins
+        assert pinned is given
+        assert why == (mixing.NORMALISED if op == "LayerNormalization" else mixing.SORTED)
+
+
+def test_an_axis_that_is_searched_may_go() -> None:
+    effect = traced("ArgMax", labels(1), shape=SHAPE, axis=2, keepdims=0)
+    assert [why for _, why in effect.pins] == [mixing.UNKNOWN_RANK]  # the result is said to have four axes
+    rule = find("", "ArgMax", 17)
+    assert rule is not None
+    call = Call(3, {"axis": 0, "keepdims": 0}, (Value("x", labels(1), SHAPE, None),), SHAPE[1:], np.arange)
+    output = rule.trace(call).output
+    assert output is not None
+    assert output.shape == (4, 1, 1)
+
+
+def test_an_axis_that_is_computed_is_not_known() -> None:
+    number = Value("a", np.zeros(1, np.int64), (), None, (2,))
+    assert traced("CumSum", labels(1), number).output is not None
+    assert [why for _, why in traced("CumSum", labels(1), COMPUTED).pins if why != mixing.SORTED] == [COMPUTED_AXES]
+
+
+def test_channels_that_say_how_many_stay() -> None:
+    other = labels(2) + 10
+    effect = traced("TopK", labels(1), Value("k", other, (1,), None), axis=3)
+    assert effect.output is not None
+    assert [pinned is other for pinned, _ in effect.pins] == [True]
+
+
+@pytest.mark.parametrize(
+    ("scale", "why"),
+    [
+        (stored(np.ones((4, 1, 1), F)), mixing.ACROSS),
+        (stored(np.ones((2, 1, 3, 5), F)), mixing.ACROSS),
+        (Value("v", np.zeros((1, 1), np.int64), (3, 5), None), mixing.PARAMETERS),
+    ],
+)
+def test_a_scale_that_tells_channels_apart_or_is_computed_pins(scale: Value, why: str) -> None:
+    given = labels(1)
+    effect = traced("LayerNormalization", given, stored(np.ones((3, 5), F)), scale, axis=2)
+    assert effect.output is None
+    assert {reason for _, reason in effect.pins} == {why}
+    assert effect.pins[0][0] is given
 
 
 def test_one_label_for_everything_stays() -> None:
@@ -166,10 +244,10 @@ def test_instance_normalisation_of_something_else_pins(
 
 BARRIERS: dict[str, dict[str, tuple[str, ...]]] = {
     mixing.NORMALISED: {
-        "": ("LRN", "MeanVarianceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"),
+        "": ("GroupNormalization",),
         "com.microsoft": ("SkipLayerNormalization", "GroupNorm", "SimplifiedLayerNormalization"),
     },
-    mixing.SORTED: {"": ("ArgMax", "ArgMin", "TopK", "CumSum", "NonMaxSuppression", "Unique", "NonZero")},
+    mixing.SORTED: {"": ("NonMaxSuppression", "Unique", "NonZero")},
     mixing.ATTENTION: {"": ("Attention",), "com.microsoft": ("Attention", "MultiHeadAttention", "RotaryEmbedding")},
     mixing.CONTROL: {"": ("If", "Loop", "Scan")},
     mixing.QUANTIZED: {"com.microsoft": ("DynamicQuantizeLSTM",)},

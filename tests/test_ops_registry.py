@@ -29,7 +29,8 @@ OPS = {
     ("", "MaxPool"): Role.MOVES,
     ("", "Concat"): Role.JOINS,
     ("", "Gather"): Role.JOINS,
-    ("", "TopK"): Role.BARRIER,
+    ("", "TopK"): Role.CARRIES,
+    ("", "NonZero"): Role.BARRIER,
     ("com.microsoft", "NhwcConv"): Role.BARRIER,
     ("com.microsoft.nchwc", "Conv"): Role.BARRIER,
 }

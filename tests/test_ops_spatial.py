@@ -107,8 +107,8 @@ POOLS = {
     "average zeros same": Case("AveragePool", Law.PADDED, attributes={**_WINDOW, **_COUNT, "auto_pad": "SAME_UPPER"}),
     "all average": Case("GlobalAveragePool", Law.MOVE),
     "all max": Case("GlobalMaxPool", Law.MAXIMUM, 22),
-    "norm": Case("LpPool", Law.ANY, attributes=_AROUND),
-    "all norm": Case("GlobalLpPool", Law.ANY, attributes={"p": 1}),
+    "norm": Case("LpPool", Law.EACH, attributes=_AROUND),
+    "all norm": Case("GlobalLpPool", Law.EACH, attributes={"p": 1}),
 }
 
 REDUCTIONS = {
@@ -123,9 +123,12 @@ REDUCTIONS = {
     "min 11": Case("ReduceMin", Law.MAXIMUM, 11, attributes={"axes": [2, 3], "keepdims": 0}),
     "sum": Case("ReduceSum", Law.PADDED, 13, (ints(2, 3),)),
     "sum 11": Case("ReduceSum", Law.PADDED, 11, attributes={"axes": [2, 3], "keepdims": 0}),
-    "norm": Case("ReduceL2", Law.ANY, 18, (ints(2, 3),), {"keepdims": 0}),
-    "log": Case("ReduceLogSumExp", Law.ANY, 13, attributes={"axes": [-1]}),
-    "squares": Case("ReduceSumSquare", Law.ANY, 18, (ints(2),)),
+    "norm": Case("ReduceL2", Law.EACH, 18, (ints(2, 3),), {"keepdims": 0}),
+    "log": Case("ReduceLogSumExp", Law.EACH, 13, attributes={"axes": [-1]}),
+    "squares": Case("ReduceSumSquare", Law.EACH, 18, (ints(2),)),
+    "sizes": Case("ReduceL1", Law.EACH, 18, (ints(-1),), {"keepdims": 0}),
+    "product": Case("ReduceProd", Law.EACH, 18, (ints(3),)),
+    "log of a sum": Case("ReduceLogSum", Law.EACH, 11, attributes={"axes": [2, 3]}),
     # Nothing is reduced, so these do more than their laws claim: left out below.
     "nothing": Case("ReduceMean", Law.MOVE, 18, (ints(),), {"noop_with_empty_axes": 1}),
     "nothing at all": Case("ReduceMax", Law.MAXIMUM, 18, (), {"noop_with_empty_axes": 1}),

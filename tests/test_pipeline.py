@@ -178,7 +178,7 @@ def test_a_share_out_of_reach_names_one_that_works(options: dict[str, float], *,
 
 
 def test_keep_where_nothing_can_go_says_why() -> None:
-    with pytest.raises(BudgetError, match="pinned"):
+    with pytest.raises(BudgetError, match="for the outputs alone"):
         run(mlp((3, 2)), calibration=X, keep=0.5)
 
 

@@ -231,6 +231,21 @@ def test_another_source_is_told() -> None:
     assert caught.value.code == "another-source"
 
 
+def test_another_source_is_told_before_what_else_differs() -> None:
+    fitted()
+
+    def older(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version -= 1
+
+    change(older, "net.onnx")
+    with pytest.raises(DefectError) as caught:
+        recheck("net.onnx", "slim.onnx", calibration="x.npz")
+    assert caught.value.code == "another-source"
+    change(unstamped)
+    with pytest.raises(DefectError, match="has other opsets"):
+        recheck("net.onnx", "slim.onnx", calibration="x.npz")
+
+
 def flipped(W: Array) -> Array:
     return np.concatenate([-W[:1], W[1:]])
 

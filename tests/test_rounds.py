@@ -348,7 +348,7 @@ def test_samples_that_judge_are_left_out_of_training() -> None:
     options = {"keep": 0.4, "verification": judge, "tune_data": np.concatenate([judge[:9], fresh])}
     found = run(**options)
     check(found)
-    assert "9 samples of --tune-data are among those that search or judge: left out" in found.report.notes
+    assert "left out of --tune-data: 9 samples among those that search or judge" in found.report.notes
     assert found.report.tuning is not None
     alone = run(keep=0.4, verification=judge).report.tuning
     assert alone is not None

@@ -186,5 +186,5 @@ def test_every_op_has_a_role_and_every_barrier_a_reason(optable: ModuleType) -> 
     assert roles["", "Concat"] == "joins and picks"
     assert roles["", "Softmax"] == "carries"
     assert roles["", "LSTM"] == "reads"
-    assert roles["", "TopK"] == "barrier: ordered, summed up or searched along the channels"
+    assert roles["", "NonZero"] == "barrier: ordered, summed up or searched along the channels"
     assert all(reason.partition("barrier: ")[2] for reason in roles.values() if reason.startswith("barrier"))

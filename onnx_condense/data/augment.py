@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnx_condense.data.samples import Batch, Rows, Samples
-from onnx_condense.errors import CalibrationError
+from onnx_condense.errors import UsageError
 from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.runtime import Array
 
@@ -136,14 +136,14 @@ def augmented(samples: Samples, times: int, seed: int) -> Augmented:
     """The samples and so many variants of each.
 
     Raises:
-        CalibrationError: they are no arrays of pictures: [N, C, H, W] or [N, H, W, C] with 1, 3 or 4 channels.
+        UsageError: they are no arrays of pictures: [N, C, H, W] or [N, H, W, C] with 1, 3 or 4 channels.
     """
     found = {}
     if isinstance(samples, Rows):
         found = {name: kind for name, a in samples.arrays.items() if (kind := _pictures(a)) is not None}
     if not isinstance(samples, Rows) or not found:
         text = "--augment: no input holds pictures ([N, C, H, W] or [N, H, W, C] with 1, 3 or 4 channels) as arrays"
-        raise CalibrationError("augment", text)
+        raise UsageError("augment", text)
     return Augmented(np.tile(samples.groups, times + 1), samples.notes, samples, found, seed)
 
 

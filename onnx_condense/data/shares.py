@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from onnx_condense.data.samples import Samples
     from onnx_condense.plan import IntArray
+from onnx_condense.wording import counted
 
 SMALLEST_SHARE = 5
 
@@ -76,10 +77,9 @@ def _deal(groups: IntArray, weights: Sequence[int], seed: int) -> list[IntArray]
 def _too_few(groups: IntArray, weights: Sequence[int]) -> CalibrationError:
     count, distinct = len(groups), len(np.unique(groups))
     needed = SMALLEST_SHARE * sum(weights)
-    has = f"calibration: {count} samples"
+    has = f"calibration: {counted(count, 'sample')}"
     if count < needed:
         return CalibrationError("calibration-few", f"{has}, at least {needed} are needed; give more")
-    text = f"{has} in {distinct} groups, which never split: {len(weights)} shares of at least {SMALLEST_SHARE} samples "
-    return CalibrationError(
-        "calibration-groups", text + f"need at least {len(weights)} groups; give more groups (equal samples are one)"
-    )
+    text = f"{has} in {counted(distinct, 'group')}, which never split: {len(weights)} shares of at least "
+    text += f"{counted(SMALLEST_SHARE, 'sample')} need at least {counted(len(weights), 'group')}"
+    return CalibrationError("calibration-groups", f"{text}; give more groups (equal samples are one)")

@@ -9,6 +9,7 @@ import numpy as np
 from onnx_condense.data.conform import GROUP, check_feed, conform, match_names, refuse, show_shape
 from onnx_condense.data.samples import Rows, make_feeds
 from onnx_condense.errors import CalibrationError
+from onnx_condense.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +41,8 @@ def load_rows(where: str, values: Mapping[str, Any], specs: Sequence[InputSpec])
     groups = _equal_samples(rowwise, count) if group is None else _group_codes(where, group, rows, size)
     repeats = count - len(np.unique(groups)) if group is None else 0
     if repeats:
-        notes.append(f"{repeats} of {count} samples repeat others: equal samples stay on one side of the split")
+        again = f"{repeats} of {counted(count, 'sample')} {'repeats' if repeats == 1 else 'repeat'} others"
+        notes.append(f"{again}: equal samples stay on one side of the split")
     return Rows(groups, tuple(notes), rowwise, whole=arrays, block=block)
 
 
@@ -105,6 +107,9 @@ def _group_codes(where: str, group: object, rows: int, block: int) -> IntArray:
     values = np.asarray(group)
     if values.shape != (rows,):
         text = f"{where}: '{GROUP}' has shape {show_shape(values.shape)}; give one value per row, [{rows}]"
+        raise CalibrationError("calibration-groups", text, GROUP)
+    if values.dtype.kind in "fcmM" and np.isnan(values).any():
+        text = f"{where}: '{GROUP}' holds NaN, which is no group; give every row a value"
         raise CalibrationError("calibration-groups", text, GROUP)
     values = values.astype(str) if values.dtype.kind == "O" else values
     codes = np.unique(values, return_inverse=True)[1].astype(np.int64)

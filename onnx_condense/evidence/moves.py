@@ -19,7 +19,7 @@ from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
 from onnx_condense.plan import FloatArray, IntArray
 
-MOVES = frozenset({Law.SELECT, Law.MOVE, Law.MAXIMUM, Law.PADDED})
+MOVES = frozenset({Law.SELECT, Law.MOVE, Law.MAXIMUM, Law.PADDED, Law.WEIGHED, Law.EACH})
 
 
 class Known(Protocol):
@@ -85,10 +85,14 @@ def _marked(known: Known, node: Node, law: Law) -> tuple[dict[str, IntArray], Va
         axis = only_axis(labels)
         at = axis if axis is not None else result
         size = None if at is None or at >= labels.ndim else max(labels.shape[at], _size(shape[at]))
+        if law is Law.WEIGHED and axis is None:
+            # It is what the channels of the other operand are weighed with.
+            marks[name] = np.zeros_like(labels)
+            continue
         if at is None or not size or len(shape) != labels.ndim:
             continue
         x = known.of(name, at, size)
-        table.append(known.beside_zeros(name, x) if law is Law.PADDED else x)
+        table.append(known.beside_zeros(name, x) if law in (Law.PADDED, Law.WEIGHED) else x)
         marks[name] = np.arange(count, count + size).reshape([-1 if a == at else 1 for a in range(labels.ndim)])
         count += size
     for name in node.inputs:
@@ -127,13 +131,17 @@ def _values(
 ) -> Values:
     """Values of one result; came: mark per position."""
     if not tied.keys().isdisjoint(came.tolist()):
-        return _of_many(known, axis, came, tied, table)
+        # A function of several channels is nothing that this law speaks of.
+        return exact(axis, known.fresh(len(came))) if law is Law.EACH else _of_many(known, axis, came, tied, table)
     x = Values(axis, *(getattr(table, part)[came] for part in PARTS))
     if (came == 0).any():
         # What the marks do not show is unknown, each position for itself.
         x.classes[came == 0] = known.fresh(int((came == 0).sum()))
     if law is Law.SELECT:
         return x
+    if law is Law.EACH:
+        numbers, noise = beside(x.scale, x.offset), beside(x.scale_noise, x.offset_noise)
+        return exact(axis, known.group(beside(x.classes, _occurrence(came)), numbers, noise))
     # A largest element of -v is no largest element of v.
     flipped = (x.scale < 0) & (law is Law.MAXIMUM)
     keys = beside(x.classes, _occurrence(came), flipped)

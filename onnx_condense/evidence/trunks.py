@@ -100,6 +100,9 @@ class _Finder:
         if law in _UNARY:
             # A second result that bears the labels (a mask) is something else.
             return read == [0] and (law is Law.MOVE or len(written) == 1)
+        if law is Law.WEIGHED:
+            # Whichever operand brings the channels; the other one has none of them.
+            return len(read) == len(written) == 1
         if law in _SUMS:
             return bool(written) and all(self._mixes(o, space) for o in others)
         if law in _FACTORS:

@@ -2,13 +2,12 @@
 
 What the metrics are stands in `yardstick`; the relative error is worked out whatever counts.
 `relative` (see docs/design.md): sqrt(sum (y - y0)^2 / sum (y0 - mean y0)^2), y0 the dense network's output, the
-mean taken per output feature; the largest over the outputs counts.
+mean taken per output feature (see `layout`); the largest over the outputs counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import onnx
 from onnx_condense.data.samples import Rows, Samples
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics.details import Pairs, details
+from onnx_condense.metrics.layout import STILL, Fed, Layout, Sizes
 from onnx_condense.metrics.measurement import Measurement, OutputMeasure
 from onnx_condense.metrics.scores import Score, of_features, of_flips, of_largest, of_means
 from onnx_condense.options.yardstick import AGREEMENT, MAX_ABS, PER_FEATURE, RELATIVE, Yardstick, metric_name
@@ -27,8 +27,6 @@ from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.report.data import WorstFeature
 from onnx_condense.runtime import Array, Runtime, Session, run
 
-# A feature whose spread is below this share of its magnitude does not vary.
-STILL = 1e-6
 # Features below this share of the largest spread are left out of the worst-feature search.
 SMALL = 0.01
 
@@ -37,8 +35,7 @@ CHANGED_NOTE = "its share of changed elements counts"
 NO_CLASSES_NOTE = "it has no classes to choose from: its relative error counts"
 SMALL_NOTE = "features that vary by less than 1 % of the largest spread count together with all others only, here {}"
 
-Sizes = Sequence[int | str | None]
-Passes = Sequence[tuple[list[Array], IntArray]]
+Passes = list[tuple[list[Array], IntArray]]
 """All outputs and the samples that they answer, pass by pass."""
 
 
@@ -84,12 +81,15 @@ class Judge:
         self._detailed = detailed
         session = runtime.session(dense, optimize=optimize)
         self._outputs = session.get_outputs()
-        self._block = (samples.block or 1) if isinstance(samples, Rows) else 0
         for output in self._outputs:
             if not output.type.startswith("tensor"):
                 text = f"output {output.name} is a {output.type}: only networks with tensor outputs are supported"
                 raise ModelError("output-type", text, output.name)
+        self._opened = [i.name for i in session.get_inputs() if i.shape and not isinstance(i.shape[0], int)]
+        self._lengths: list[frozenset[int]] = []
         self._dense = self._passes(session)
+        free = any(not isinstance(d, int) for i in session.get_inputs() for d in i.shape[1:])
+        self._fed = Fed((samples.block or 1) if isinstance(samples, Rows) else 0, free, self._lengths)
         for i, output in enumerate(self._outputs):
             bad = [int(k) for y, at in self._dense for k in _not_finite(y[i], at)]
             if bad:
@@ -136,7 +136,13 @@ class Judge:
         return any(not any(y[i].size for y, _ in self._dense) for i in range(len(self._outputs)))
 
     def _passes(self, session: Session) -> Passes:
-        return [(run(session, b.feed), b.samples) for b in self._samples.batches(self._indices, self._rows)]
+        """Its answers; the sizes that open axes 0 of inputs have in each pass are noted."""
+        found: Passes = []
+        self._lengths = []
+        for batch in self._samples.batches(self._indices, self._rows):
+            found.append((run(session, batch.feed), batch.samples))
+            self._lengths.append(frozenset(len(batch.feed[n]) for n in self._opened if n in batch.feed))
+        return found
 
     def measure(self, model: onnx.ModelProto | Path) -> Measurement:
         """Error of a network on the judged samples; infinite where it answers with NaN or infinity."""
@@ -151,7 +157,7 @@ class Judge:
         for i, output in enumerate(self._outputs):
             pairs = [(y[i], y0[i], len(s)) for (y, s), (y0, _) in zip(found, self._dense, strict=True)]
             shapes = (output.shape, self._shapes.get(output.name, ()))
-            outputs.append(_measure(output.name, pairs, shapes, self._block, self._by, detailed=self._detailed))
+            outputs.append(_measure(output.name, pairs, shapes, self._fed, self._by, detailed=self._detailed))
         order = np.concatenate([s for _, s in self._dense])
         overall = self._overall(found, outputs) if self._by.called else None
         return Measurement(tuple(outputs), self._samples.groups[order], order, overall)
@@ -222,11 +228,11 @@ def _samples(indices: Sequence[int]) -> str:
 
 
 def _measure(
-    name: str, pairs: Pairs, shapes: Sequence[Sizes], block: int, by: Yardstick, *, detailed: bool
+    name: str, pairs: Pairs, shapes: Sequence[Sizes], fed: Fed, by: Yardstick, *, detailed: bool
 ) -> OutputMeasure:
-    """One output from (found, dense, samples) per pass; shapes and block as for `_Layout`."""
+    """One output from (found, dense, samples) per pass; shapes and fed as for `Layout`."""
     is_float = pairs[0][1].dtype.kind == "f"
-    plain = _relative(name, pairs, shapes, block, by, detailed=detailed) if is_float else _changed(name, pairs)
+    plain = _relative(name, pairs, shapes, fed, by, detailed=detailed) if is_float else _changed(name, pairs)
     tolerance = None if by.called else by.tolerances.get(name, by.reference)
     plain = dataclasses.replace(plain, tolerance=tolerance, scale=by.scale(name))
     score: Score | None = None
@@ -242,7 +248,7 @@ def _measure(
 
 
 def _relative(
-    name: str, pairs: Pairs, shapes: Sequence[Sizes], block: int, by: Yardstick, *, detailed: bool
+    name: str, pairs: Pairs, shapes: Sequence[Sizes], fed: Fed, by: Yardstick, *, detailed: bool
 ) -> OutputMeasure:
     """A float output by its relative error, and by its features where these count."""
     count = sum(n for _, _, n in pairs)
@@ -252,59 +258,30 @@ def _relative(
         return OutputMeasure(name, np.zeros(count), np.ones(count), np.inf, None, fault=fault)
     if not any(y0.size for _, y0, _ in pairs):
         return OutputMeasure(name, np.zeros(count), np.zeros(count), 0.0, None)
-    layout = _Layout.of(shapes, [(y0, n) for _, y0, n in pairs], block)
+    layout = Layout.of(shapes, [(y0, n) for _, y0, n in pairs], fed)
     shaped = [(layout.featured(y, n), layout.featured(y0, n)) for y, y0, n in pairs]
-    # Rows of one feature: [samples, positions, features]; the mean is per feature.
-    total = sum(y0.shape[0] * y0.shape[1] for _, y0 in shaped)
-    mean = sum(y0.sum((0, 1)) for _, y0 in shaped) / total
+    # [samples, positions, centred, features]; each element of the last two has a mean of its own.
+    rows = sum(y0.shape[0] * y0.shape[1] for _, y0 in shaped)
+    total = rows * shaped[0][1].shape[2]
+    mean = sum(y0.sum((0, 1)) for _, y0 in shaped) / rows
     counts = [n for _, _, n in pairs]
-    squared = [_by_sample(((y - y0) ** 2).sum(1), n) for (y, y0), n in zip(shaped, counts, strict=True)]
-    spread = [_by_sample(((y0 - mean) ** 2).sum(1), n) for (_, y0), n in zip(shaped, counts, strict=True)]
+    squared = [_by_sample(((y - y0) ** 2).sum((1, 2)), n) for (y, y0), n in zip(shaped, counts, strict=True)]
+    spread = [_by_sample(((y0 - mean) ** 2).sum((1, 2)), n) for (_, y0), n in zip(shaped, counts, strict=True)]
     error, own = np.concatenate(squared), np.concatenate(spread)
-    magnitude = np.sqrt(sum((y0**2).sum((0, 1)) for _, y0 in shaped) / total)
+    magnitude = np.sqrt(sum((y0**2).sum((0, 1, 2)) for _, y0 in shaped) / total)
     varies = np.sqrt(own.sum(0) / total) > STILL * magnitude
     still = _still_error(error.sum(0) / total, magnitude, varies)
     judged = _judged(own.sum(0), varies)
     worst = _worst(error.sum(0), own.sum(0), judged)
     more = details(pairs, shaped) if detailed else None
-    error, own, judged = error[:, varies], own[:, varies], judged[varies]
+    # Where features are in doubt an element that stands still may be one of many of a feature that does not.
+    counted = varies if layout.sure or not varies.any() else np.ones_like(varies)
+    error, own, judged = error[:, counted], own[:, counted], judged[counted]
     plain = OutputMeasure(name, error.sum(1), own.sum(1), still, worst, details=more)
     if by.metric != PER_FEATURE:
         return plain
     score = of_features(error, own, judged, still)
     return dataclasses.replace(plain, score=score, metric=PER_FEATURE, small=int((~judged).sum()))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Which axes of one output are features.
-
-    block: rows per sample along axis 0, or 0 where a pass is one sample as a whole.
-    fixed: feature axes: those of a size that is known beforehand and really constant, the sample axis aside.
-    """
-
-    block: int
-    fixed: tuple[int, ...]
-
-    @classmethod
-    def of(cls, shapes: Sequence[Sizes], dense: Sequence[tuple[Array, int]], block: int) -> _Layout:
-        """From shapes that are known (declared, inferred; empty where not) and the dense outputs with their samples."""
-        rank = dense[0][0].ndim
-        # Exports with dynamic axes tend to declare every size a symbol, also the number of features.
-        told = [s for s in shapes if len(s) == rank]
-        by_row = rank > 0 and block > 0 and all(len(y0) == n * block for y0, n in dense)
-        first = 1 if by_row else 0
-        sizes = [{y0.shape[axis] for y0, _ in dense} for axis in range(rank)]
-        fixed = (a for a in range(first, rank) if len(sizes[a]) == 1 and any(isinstance(s[a], int) for s in told))
-        return cls(block if by_row else 0, tuple(fixed))
-
-    def featured(self, value: Array, samples: int) -> FloatArray:
-        """[samples, positions, features] as float64."""
-        wide = np.asarray(value, np.float64)
-        features = math.prod(wide.shape[a] for a in self.fixed)
-        loose = [a for a in range(wide.ndim) if a not in self.fixed]
-        rows = samples if self.block else 1
-        return wide.transpose([*loose, *self.fixed]).reshape(rows, wide.size // max(rows * features, 1), features)
 
 
 def _by_sample(sums: FloatArray, samples: int) -> FloatArray:

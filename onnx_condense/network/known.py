@@ -53,7 +53,7 @@ _MOVES: dict[str, slice] = {
     "Where": slice(1, 3),
 }
 _SAME = frozenset({"Cast", "Identity"})
-_MOVED_BY: dict[str, slice] = _MOVES | dict.fromkeys(_SAME, slice(0, 1))
+HANDS_ON: dict[str, slice] = _MOVES | dict.fromkeys(_SAME, slice(0, 1))
 # The elements lie behind one another as before.
 _IN_ORDER = _SAME | {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 # The same operands give the same result, which is not much larger than they are.
@@ -61,9 +61,10 @@ _PURE = """
 Abs Add And Ceil ConstantOfShape Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or
 Pow ReduceMax ReduceMin ReduceProd ReduceSum Round Sqrt Sub
 """
-_RUN = frozenset(_PURE.split()) | _MOVES.keys() | _SAME
-_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
-_WORKED_OUT = _INTEGERS | {onnx.TensorProto.BOOL}
+ARITHMETIC = frozenset(_PURE.split())
+_RUN = ARITHMETIC | _MOVES.keys() | _SAME
+INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+_WORKED_OUT = INTEGERS | {onnx.TensorProto.BOOL}
 _FLOATS = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 
 
@@ -78,6 +79,7 @@ class Knowledge:
         constant: the value of a stored tensor, by name; shape: the shape of any tensor.
         types: element types by name.
         hidden: (domain, op type) of functions of the network that go by the name of a standard op.
+        now: sizes count as what they are in the network as it is, whatever may become of them.
     """
 
     def __init__(
@@ -87,8 +89,11 @@ class Knowledge:
         shape: Callable[[str], Shape | None],
         types: Mapping[str, int],
         hidden: AbstractSet[tuple[str, str]],
+        *,
+        now: bool = False,
     ) -> None:
         self._proto = proto
+        self._now = now
         self._constant = constant
         self._shape = shape
         self._types = types
@@ -113,6 +118,14 @@ class Knowledge:
             return None
         return tuple(value.reshape(-1).tolist())
 
+    def whole(self, name: str) -> Array | None:
+        """The value of a tensor, of floats too, if all of it is known."""
+        for index in sorted(self._cone(name, _RUN, self._found)):
+            node = self._proto.graph.node[index]
+            self._found[node.output[0]] = self._worked_out(node)
+        value = self._value(name)
+        return None if value is None or value.dtype == object else value
+
     def traces(self, name: str) -> bool:
         """Whether it is known for every element of a computed tensor where it comes from."""
         self._work_out(name)
@@ -123,7 +136,7 @@ class Knowledge:
 
         None where there is no such number; nothing for what is not a list of moved numbers, or too large.
         """
-        for index in sorted(self._cone(name, _MOVED_BY.keys(), self._pieces)):
+        for index in sorted(self._cone(name, HANDS_ON.keys(), self._pieces)):
             node = self._proto.graph.node[index]
             self._pieces[node.output[0]] = self._pieces_of(node)
         return self._pieces.get(name, ())
@@ -181,7 +194,7 @@ class Knowledge:
         value = self._constant(name)
         if value is not None:
             return value if value.size <= LIMIT and value.dtype.kind in "fiub" else None
-        shape = self._shape(name) if self._types.get(name) in _INTEGERS else None
+        shape = self._shape(name) if self._types.get(name) in INTEGERS else None
         if shape is None or _count(shape) > LIMIT:
             return None
         return np.full([n for n in shape if isinstance(n, int)], None, object)
@@ -204,9 +217,9 @@ class Knowledge:
         if shape is None:
             return None
         ends = {a.name: a.i for a in node.attribute}
-        fixed = name in self._inputs
+        fixed = self._now or name in self._inputs
         every = [n if fixed and isinstance(n, int) else Size(name, axis, n) for axis, n in enumerate(shape)]
-        return np.array(every[ends.get("start", 0) : ends.get("end")], object)
+        return self._typed(node, np.array(every[ends.get("start", 0) : ends.get("end")], object))
 
     def _computed(self, node: onnx.NodeProto, arrays: list[Array]) -> Array | None:
         if node.op_type == "ConstantOfShape" and math.prod(arrays[0].tolist()) > LIMIT:
@@ -215,8 +228,8 @@ class Knowledge:
 
     def _moved(self, node: onnx.NodeProto, arrays: list[Array]) -> Array | None:
         """The elements of a node that only moves them or compares them."""
-        whole = self._types.get(node.input[0]) in _INTEGERS
-        if node.op_type == "Identity" or (node.op_type == "Cast" and whole and _casts_to(node) in _INTEGERS):
+        whole = self._types.get(node.input[0]) in INTEGERS
+        if node.op_type == "Identity" or (node.op_type == "Cast" and whole and _casts_to(node) in INTEGERS):
             return arrays[0]
         if node.op_type == "Equal":
             found = np.asarray(np.frompyfunc(_equal, 2, 1)(*arrays), object)
@@ -234,9 +247,10 @@ class Knowledge:
 
     def _typed(self, node: onnx.NodeProto, elements: Array) -> Array:
         """An array of the result's element type if all elements are known."""
-        if not all(isinstance(n, int) for n in elements.reshape(-1).tolist()):
+        kind = self._types.get(node.output[0])
+        if kind is None or not all(isinstance(n, int) for n in elements.reshape(-1).tolist()):
             return elements
-        return elements.astype(onnx.helper.tensor_dtype_to_np_dtype(self._types[node.output[0]]))
+        return elements.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
     def _positions(self, node: onnx.NodeProto, arrays: Sequence[Array], part: slice) -> Array | None:
         """Where each element of a result lies among those of the operands that it is moved from."""
@@ -246,7 +260,7 @@ class Knowledge:
         return self._run(node, fed)
 
     def _traced(self, node: onnx.NodeProto) -> IntArray | None:
-        part = _MOVED_BY.get(node.op_type)
+        part = HANDS_ON.get(node.op_type)
         if part is None or (node.op_type == "Cast" and not self._keeps_numbers(node)):
             return None
         moved = range(len(node.input))[part]
@@ -268,8 +282,8 @@ class Knowledge:
         """Whether a Cast leaves whole numbers as they are, and others other than whole."""
         to = _casts_to(node)
         stored = self._constant(node.input[0])
-        whole = self._types.get(node.input[0]) in _INTEGERS if stored is None else stored.dtype.kind in "iu"
-        return to in _FLOATS or (to in _INTEGERS and whole)
+        whole = self._types.get(node.input[0]) in INTEGERS if stored is None else stored.dtype.kind in "iu"
+        return to in _FLOATS or (to in INTEGERS and whole)
 
     def _control(self, name: str) -> Array | None:
         """The value of an operand that says where elements go."""

@@ -132,6 +132,9 @@ register(
         residual=_RESIDUAL,
     ),
     OpRule("FusedGemm", trace_gemm, domain=DOMAIN, bias=2, guard=_takes_no_offset, activation=_activation),
-    *(OpRule(op, trace_transposable, domain=DOMAIN, guard=_moves_batches) for op in ("FusedMatMul", "TransposeMatMul")),
+    *(
+        OpRule(op, trace_transposable, domain=DOMAIN, law=Law.WEIGHED, guard=_moves_batches)
+        for op in ("FusedMatMul", "TransposeMatMul")
+    ),
     role=Role.WRITES,
 )

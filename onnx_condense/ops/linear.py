@@ -1,18 +1,24 @@
-"""Linear ops with a constant weight: they read channels on one side and write new ones on the other."""
+"""Linear ops with a constant weight: they read channels on one side and write new ones on the other.
+
+A weight along another axis than the channels' own lets them pass as they are (see `product`), and stays as it is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from onnx_condense.ops.elementwise import carried
-from onnx_condense.ops.registry import Call, Effect, OpRule, Role, Value, pinned_like, register
+from onnx_condense.ops.product import passing, product_rank
+from onnx_condense.ops.registry import Call, Constants, Effect, Law, OpRule, Role, Value, pinned_like, register
 from onnx_condense.plan import PINNED, ConstantUse, IntArray, LinearUse, Operand
 
 COMPUTED_WEIGHT = "computed weight"
+PAIRED = "multiplied with other channels"
 NOT_CONTRACTED = "channels on an axis that the op does not contract"
 WEIGHT_RANK = "weight of a rank that the op can't have"
 INTEGER_WEIGHT = "integer weight"
@@ -60,7 +66,7 @@ def trace_gemm(call: Call) -> Effect:
         sides = {"weight": 0, "act": 1, "in_axis": 1 - int(trans_a), "act_axis": int(trans_b), "result_axis": 0}
         effect = _linear(call, out_axis=int(trans_a), gain=gain, **sides)
     else:
-        return _computed(call)
+        effect = _computed(call)
     return _with_addend(call, effect)
 
 
@@ -81,9 +87,18 @@ def _with_addend(call: Call, effect: Effect) -> Effect:
 
 
 def _computed(call: Call) -> Effect:
-    """Both sides computed (attention cores, hypernetworks): no weight to rewrite."""
-    values = [v for v in call.operands if v is not None and v.labels is not None]
-    return Effect(None, pins=tuple((v.labels, COMPUTED_WEIGHT) for v in values if v.labels is not None))
+    """A' @ B', both computed (attention, hypernetworks): no weight to rewrite, but channels may pass.
+
+    An element of the result has one label: where both operands bring channels, those of B pass.
+    """
+    passed = [passing(call, at) for at in (0, 1)]
+    bearer = 0 if passed[1] is None else 1
+    pins = []
+    for at, value in enumerate(call.operands):
+        if value is None or value.labels is None or (at == bearer and passed[bearer] is not None):
+            continue
+        pins.append((value.labels, PAIRED if at < 2 and passed[at] is not None else COMPUTED_WEIGHT))
+    return Effect(passed[bearer], pins=tuple(pins))
 
 
 def _linear(
@@ -109,8 +124,11 @@ def _linear(
     output = pinned_like(call.result_shape)
     reason = unsupported(w, _STACKS)
     # Declared shapes may be wrong: believe no rank that can't be.
-    if reason or output is None or output.ndim != _rank(len(stored), x.labels.ndim):
+    if reason or output is None or output.ndim != product_rank(len(stored), x.labels.ndim):
         return Effect(None, pins=((x.labels, reason or UNKNOWN_RANK),))
+    passed = None if call.writes else passing(call, act)
+    if passed is not None:
+        return Effect(passed, through=passed)
     act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
     columns, pins = channel_columns(x.labels, act_axis, stored[0 if vector else in_axis])
     use = LinearUse(
@@ -154,13 +172,6 @@ def _unseen(call: Call, weight: int, act: int, in_axis: int, out_axis: int) -> E
         rows=rows,
     )
     return Effect(None, linear=(use,), pins=((rows, UNKNOWN_RANK),))
-
-
-def _rank(weight: int, activation: int) -> int:
-    """The rank of a product; -1 where there is none."""
-    if not activation:
-        return -1
-    return activation - 1 if weight == 1 else weight - 1 if activation == 1 else max(weight, activation)
 
 
 def _stacked(use: LinearUse, stored: Sequence[int], rank: int) -> LinearUse:
@@ -208,4 +219,14 @@ def _pin_spread(labels: IntArray, size: int) -> tuple[tuple[IntArray, str], ...]
     return ((labels, NOT_CONTRACTED),) if labels.size == 1 and size > 1 else ()
 
 
-register(OpRule("MatMul", trace_matmul, since=7), OpRule("Gemm", trace_gemm, since=7, bias=2), role=Role.WRITES)
+def gemm_law(attributes: Mapping[str, Any], constants: Constants) -> Law:
+    """Of the channels that pass: something added to them has to be nothing."""
+    added = len(constants) > 2 and attributes.get("beta", 1.0) != 0.0
+    return Law.ANY if added else Law.WEIGHED
+
+
+register(
+    OpRule("MatMul", trace_matmul, since=7, law=Law.WEIGHED),
+    OpRule("Gemm", trace_gemm, since=7, refine=gemm_law, bias=2),
+    role=Role.WRITES,
+)

@@ -23,6 +23,7 @@ class Law(enum.Enum):
     """What is known of an element-wise op f beyond being a function; what the lossless proofs may use."""
 
     ANY = "a continuous function: equal arguments give equal results"
+    EACH = "every channel by itself, continuously: equal channels give equal results"
     STEP = "jumps: only arguments equal to the last bit give equal results"
     IDENTITY = "f(a) = a"
     NEGATE = "f(a) = -a"
@@ -38,6 +39,7 @@ class Law(enum.Enum):
     FILTER = "each channel is filtered by a kernel of its own, and a number is added"
     MAXIMUM = "the largest of some elements of a channel: f(r a + s) = r f(a) + s for r > 0"
     PADDED = "as MOVE, but zeros come in: f(r a) = r f(a)"
+    WEIGHED = "sums of a channel's elements, weighed alike in all channels that pass: f(r a) = r f(a)"
 
 
 class Role(enum.Enum):
@@ -84,6 +86,8 @@ class Call:
     """One node with its operands (None where one is left out) and the shape of its first output.
 
     fresh(n): n new channel labels, for writers; results: how many outputs are asked for.
+    writes: of a product with a stored weight, whether that writes channels of its own even where those along another
+    axis could pass.
     wanted: of a Shape, positions of the result that are read by others than the ops that give its operand a new
     shape; None: perhaps all.
     """
@@ -94,6 +98,7 @@ class Call:
     result_shape: Shape | None
     fresh: Callable[[int], IntArray]
     results: int = 1
+    writes: bool = False
     wanted: frozenset[int] | None = None
 
 
@@ -106,6 +111,7 @@ class Effect:
     ties: pairs of label arrays of equal shape that become one, position by position.
     sizes: stored integers that follow the widths.
     pins: (labels, reason) of channels that must stay.
+    through: labels that pass a stored weight, which could have written channels of its own instead.
     """
 
     output: IntArray | None
@@ -115,6 +121,7 @@ class Effect:
     sizes: tuple[SizeUse | SplitUse | IndexUse, ...] = ()
     pins: tuple[tuple[IntArray, str], ...] = ()
     outputs: tuple[IntArray | None, ...] = ()
+    through: IntArray | None = None
 
 
 Trace = Callable[[Call], Effect]

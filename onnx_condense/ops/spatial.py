@@ -190,7 +190,7 @@ _REDUCTIONS = {
     # A sum of r a + s holds s as often as there are elements, which may vary.
     "ReduceSum": Law.PADDED,
     **dict.fromkeys(
-        ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare"), Law.ANY
+        ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare"), Law.EACH
     ),
 }
 
@@ -200,7 +200,7 @@ register(
     OpRule("GlobalAveragePool", trace_pool, law=Law.MOVE),
     OpRule("GlobalMaxPool", trace_pool, law=Law.MAXIMUM),
     # Since 2 the norm is along all axes but the first two.
-    *(OpRule(op, trace_pool, since=2, per_channel=True) for op in ("LpPool", "GlobalLpPool")),
+    *(OpRule(op, trace_pool, since=2, law=Law.EACH) for op in ("LpPool", "GlobalLpPool")),
     *(OpRule(op, trace_reduction, law=law) for op, law in _REDUCTIONS.items()),
     # Before that its pads have another name.
     OpRule("Pad", trace_pad, since=2, refine=pad_law),

@@ -15,6 +15,7 @@ from onnx_condense.errors import UsageError
 
 SUFFIXES: Mapping[str, int] = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)", re.ASCII)
+COUNTS = ("max-parameters", "max-macs", "max-bytes")
 # What best reachable values are rounded to.
 DIGITS = 3
 
@@ -56,8 +57,8 @@ class Limits:
                 raise UsageError(code, f"--speedup {value}: give a factor above 1")
             if option == "--max-latency" and not 0.0 < value < math.inf:
                 raise UsageError(code, f"--max-latency {value}: give milliseconds above 0")
-            if code in ("max-parameters", "max-macs", "max-bytes") and not 1 <= value < math.inf:
-                raise UsageError(code, f"{option} {value}: give a number of at least 1")
+            if code in COUNTS and not (1 <= value < math.inf and value == int(value)):
+                raise UsageError(code, f"{option} {value}: give a whole number of at least 1")
 
 
 AUTO = "auto"
@@ -84,13 +85,10 @@ NO_LIMITS = Limits()
 
 
 def count_of(option: str, text: str | None) -> int | None:
-    """What the command got as a limit on a count: a number, perhaps with k, M or G (decimal) behind it.
-
-    Returns:
-        The number, rounded down; None for None.
+    """What the command got as a limit on a count: a number, perhaps with k, M or G (decimal) behind it; None for None.
 
     Raises:
-        UsageError: something else.
+        UsageError: something else, or no whole number of things.
     """
     if text is None:
         return None
@@ -99,8 +97,11 @@ def count_of(option: str, text: str | None) -> int | None:
         code = option.removeprefix("--")
         raise UsageError(code, f"{option} {text!r}: give a number, for example 250000, 250k, 1.5M or 2G")
     whole, _, part = match[1].partition(".")
-    count: int = int(whole + part) * SUFFIXES[match[2]] // 10 ** len(part)
-    return count
+    numerator, denominator = int(whole + part) * SUFFIXES[match[2]], int(10 ** len(part))
+    if numerator % denominator:
+        text = f"{option} {text!r}: give a whole number, for example 250000, or one with k, M or G, for example 1.5M"
+        raise UsageError(option.removeprefix("--"), text)
+    return numerator // denominator
 
 
 def said_count(count: float) -> str:

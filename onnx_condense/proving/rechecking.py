@@ -19,6 +19,7 @@ from onnx_condense.cost import count_macs, count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
+from onnx_condense.network.live import live
 from onnx_condense.network.model import Network, inlined, load
 from onnx_condense.options.goal import Goal, check_goal
 from onnx_condense.options.yardstick import (
@@ -43,6 +44,7 @@ from onnx_condense.runtime import CPU, Runtime, limited_threads
 from onnx_condense.search.candidates import EXACT, LARGEST_ROUNDING
 from onnx_condense.spaces import find_spaces
 from onnx_condense.synthetic import NOTE, Synthetic, draw_samples, wish_of
+from onnx_condense.wording import counted
 
 Progress = Callable[[str, float], None]
 Given = str | os.PathLike[str] | onnx.ModelProto
@@ -110,7 +112,7 @@ def recheck(  # noqa: PLR0913 - the options of the command, all by keyword
     runtime = Runtime(providers, threads)
     with limited_threads(threads):
         tell = progress or (lambda _, __: None)
-        run = _Recheck(load(model), load(condensed), runtime, asked, tell)
+        run = _Recheck(live(load(model)), live(load(condensed)), runtime, asked, tell)
         run.hold_to(metric, tolerance, sampled=sampled)
         report = run.report(wished, verification)
     return dataclasses.replace(report, seconds=time.monotonic() - started)
@@ -124,9 +126,10 @@ class _Recheck:
         self.runtime, self.progress = runtime, progress
         self.notes: list[str] = []
         self.label = str(condensed.path or "the condensed network")
-        check_graph(inlined(dense), inlined(condensed), rewritten=False)
         self.source_sha256, self.sha256 = source_digest(dense), source_digest(condensed)
+        # First of all: what was made from another network differs in more than it has to.
         self.stamp = self._checked_stamp()
+        check_graph(inlined(dense), inlined(condensed), rewritten=False)
         self.asked = self.goal = asked
 
     def hold_to(self, metric: Metric | None, tolerance: Tolerance, *, sampled: bool) -> None:
@@ -239,7 +242,7 @@ class _Recheck:
             self.notes.append(SHARE)
             return split(samples, goal.seed).verify
         if not goal.lossless and len(samples) < SMALLEST_SHARE:
-            text = f"verification: {len(samples)} samples, at least {SMALLEST_SHARE} are needed; give more"
+            text = f"verification: {counted(len(samples), 'sample')}, at least {SMALLEST_SHARE} are needed; give more"
             raise CalibrationError("calibration-few", text)
         return np.arange(len(samples))
 
@@ -260,7 +263,7 @@ class _Recheck:
             name = self._worst(proved)
             allowed = f"{bound * proved.unit:.3g}"
             text = f"{self.label} is off by {proved.worst(bound)} at output {name}, above a tolerance of {allowed}"
-            raise DefectError("tolerance", f"{text}, on {proof.count} samples", name)
+            raise DefectError("tolerance", f"{text}, on {counted(proof.count, 'sample')}", name)
         return proved
 
     def _worst(self, proved: Proved) -> str:

@@ -19,6 +19,7 @@ from onnx_condense.report.data import Change, ErrorSummary, OutputError, Report,
 from onnx_condense.report.figures import Cloud, Figures, Heat
 from onnx_condense.report.terminal import scaled, share
 from onnx_condense.report.words import number, span
+from onnx_condense.wording import counted
 
 SPACES = 300
 OUTPUTS = 60
@@ -71,7 +72,7 @@ def page(report: Report, figures: Figures) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plain = (words.short, words.whole, words.provider, number, span, scaled, share)
+    plain = (counted, words.short, words.whole, words.provider, number, span, scaled, share)
     environment.filters.update({function.__name__: function for function in plain})
     return environment.get_template("template.html").render(_content(report, figures)) + "\n"
 
@@ -185,7 +186,8 @@ def _curve(report: Report) -> Plot | None:
     points = [(percent * point.parameters, point.error) for point in report.curve]
     size, error = percent * report.parameters.after, report.error
     interval = _interval(error) or (error.value, error.value)
-    about = f"{len(points)} networks measured; the result keeps {number(size)} % at an error of {number(error.value)}."
+    measured = counted(len(points), "network")
+    about = f"{measured} measured; the result keeps {number(size)} % at an error of {number(error.value)}."
     svg = plots.curve(
         "curve",
         "Error against size",
@@ -206,7 +208,7 @@ def _heat(index: int, heat: Heat) -> tuple[Plot, Plot]:
     """Before and after."""
     told = []
     for when, count, cosines in (("before", heat.width, heat.before), ("after", heat.left, heat.after)):
-        title = f"{when.capitalize()}: {count:,} channels"
+        title = f"{when.capitalize()}: {counted(count, 'channel')}"
         about = f"Cosines of the directions of channels of {words.short(heat.space)}, {when} condensation."
         caption = f"{len(cosines)} shown" if len(cosines) < count else ""
         told.append(Plot(plots.heat(f"heat-{index}-{when}", title, about, cosines), title, caption, heat.space))
@@ -247,7 +249,7 @@ def _shared_tolerance(error: ErrorSummary | None) -> float | None:
 def _rounds(report: Report) -> Iterator[Plot]:
     for i, timing in enumerate(report.latency[:TIMINGS]):
         title = f"Batch {timing.batch:,}, {words.provider(timing.provider)}"
-        about = f"{len(timing.rounds)} rounds; {timing.speedup:.2f} times, {timing.verdict}."
+        about = f"{counted(len(timing.rounds), 'round')}; {timing.speedup:.2f} times, {timing.verdict}."
         low, high = timing.interval
         medians, speedup = (timing.before_ms, timing.after_ms), (low, timing.speedup, high)
         if svg := plots.rounds(f"rounds-{i}", title, about, timing.rounds, medians, speedup):

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_condense.errors import UsageError
+from onnx_condense.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -196,7 +197,7 @@ def _space_part(spaces: Sequence[SpaceRow], width: int) -> RenderableType:
         style = "dim" if row.before == row.after else ""
         last = [Text(change), Text(_predicted(row)), *([Text(_spent(row))] if profiled else [])]
         table.add_row(*(Text(cell) for cell in cells), *last, style=style)
-    return Group(table, *_left_out(len(spaces) - len(shown), "space", "spaces"))
+    return Group(table, *_left_out(len(spaces) - len(shown), "space"))
 
 
 def _predicted(row: SpaceRow) -> str:
@@ -224,10 +225,8 @@ def _joined(places: Sequence[Sequence[str]], width: int) -> list[str]:
     return [first + rest for first, rest in zip(firsts, more, strict=True)]
 
 
-def _left_out(count: int, one: str, many: str) -> list[RenderableType]:
-    if count < 1:
-        return []
-    return [Text(f"... and {count} more {one if count == 1 else many} (--json has all)", style="dim")]
+def _left_out(count: int, noun: str) -> list[RenderableType]:
+    return [Text(f"... and {counted(count, f'more {noun}')} (--json has all)", style="dim")] if count > 0 else []
 
 
 def _refusal_part(refusals: Sequence[RefusalRow], width: int) -> RenderableType:
@@ -237,7 +236,7 @@ def _refusal_part(refusals: Sequence[RefusalRow], width: int) -> RenderableType:
     lines: list[RenderableType] = [Text("had to stay", style="bold")]
     for reason, places in list(groups.items())[:REFUSAL_ROWS]:
         lines.append(Padding(Text(f"{_places(list(places), width // 2)}: {inert(reason)}"), (0, 0, 0, 2)))
-    return Group(*lines, *_left_out(len(groups) - REFUSAL_ROWS, "reason", "reasons"))
+    return Group(*lines, *_left_out(len(groups) - REFUSAL_ROWS, "reason"))
 
 
 def _places(names: list[str], width: int) -> str:
@@ -291,7 +290,7 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
     if error.output and len(error.outputs) > 1:
         facts.append(f"at {shortened(error.output, 24)}")
     facts += [] if error.tolerance is None else [f"tolerance {error.tolerance:g}"]
-    facts.append(f"{error.samples:,} unseen samples")
+    facts.append(counted(error.samples, "unseen sample"))
     if coverage:
         facts.append(f"{coverage.seen:.3g} on seen ones")
     if error.back_offs:
@@ -314,7 +313,9 @@ def _error_rows(error: ErrorSummary, coverage: Coverage | None) -> Iterator[tupl
 def _tuning_rows(tuning: Tuning) -> Iterator[tuple[str, Text]]:
     """What training did to the error, round by round, and what it took."""
     told = [f"{r.bare:.3g} -> {r.error:.3g}{'' if r.kept else ' (given back)'}" for r in tuning.rounds]
-    facts = f"{tuning.steps:,} steps, {tuning.seconds:.0f} s, {tuning.samples:,} samples, {tuning.loss}"
+    facts = (
+        f"{counted(tuning.steps, 'step')}, {tuning.seconds:.0f} s, {counted(tuning.samples, 'sample')}, {tuning.loss}"
+    )
     yield "training", Text(f"{'; '.join(told)}  ({facts})")
 
 

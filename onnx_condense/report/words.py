@@ -9,6 +9,7 @@ from pathlib import PurePath
 from onnx_condense.report import metrics
 from onnx_condense.report.data import ErrorSummary, Latency, Report
 from onnx_condense.report.terminal import inert, share, shortened
+from onnx_condense.wording import counted
 
 LONGEST = 160
 """Characters of a name that are shown; the whole name is its tooltip."""
@@ -105,7 +106,7 @@ def remarks(report: Report) -> Iterator[str]:
 
 
 def _accuracy(error: ErrorSummary) -> str:
-    samples = f"{error.samples:,} {'sample' if error.samples == 1 else 'samples'}"
+    samples = counted(error.samples, "sample")
     said = metrics.ACCURACY.get(error.metric, f"Its error by {short(error.metric)} is {{}}").format(number(error.value))
     text = f"{said} on {samples} that the search did not see"
     if error.tolerance is None:

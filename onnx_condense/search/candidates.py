@@ -17,7 +17,7 @@ from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.held import NOTHING, Held
 from onnx_condense.options.yardstick import RELATIVE
-from onnx_condense.outcome import Candidate, too_little
+from onnx_condense.outcome import GIVEN_BACK, Candidate, too_little
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.proving.verify import rounding_level
@@ -130,7 +130,7 @@ class Maker:
             return None
         condensed = apply_plan(self.network, self.view, plan)
         if count_parameters(condensed) >= self.parameters:
-            self.notes.append("exact merges were given back: they would store copies of weights that are used often")
+            self.notes.append(f"{GIVEN_BACK}they would store copies of weights that are used often")
             return None
         self.prover.check(self.network, self.view, plan, condensed, proof)
         proved = proof.measure(condensed)
@@ -140,7 +140,7 @@ class Maker:
         bound = min(bound, self.goal.tolerance or math.inf) if plain else bound
         if proved.exact.excess(bound) > 1.0 or (not plain and proved.excess(self.goal.gate) > 1.0):
             self.notes.append(
-                f"exact merges were given back: they changed the outputs by {proved.exact.worst(bound)}, "
+                f"{GIVEN_BACK}they changed the outputs by {proved.exact.worst(bound)}, "
                 f"more than rounding explains or the tolerance allows ({bound:.1e})"
             )
             return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from onnx_condense.cost import known_shapes, node_macs, shapes_around
+from onnx_condense.cost import count_macs, known_shapes, node_macs, shapes_around
 from onnx_condense.network.model import Network
 from onnx_condense.network.shapes import Shape
 from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse
@@ -53,6 +53,9 @@ class MacCosts:
                     self._fixed += count
         # A path asks for the same widths of a few spaces again and again.
         self._known: dict[tuple[int, tuple[int, ...]], int] = {}
+        if network.functions:
+            # No width changes what is in them.
+            self._fixed += count_macs(network) - self.total(self._full)
 
     def _add(self, place: _Place, name: str, lines: Sequence[IntArray]) -> None:
         shape = self._shapes.get(name)

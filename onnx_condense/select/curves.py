@@ -21,8 +21,8 @@ GRID = (0.03, 0.1, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 MIDDLE = 0.5
 # An order whose held-out error is this many times its own is not to be trusted.
 OVERFIT = 2.0
-# Where at most one in so many columns stays terms of the error may cancel: they do in the last digits only.
-FEW = 2
+# Where at most one in so many columns stays the error is told from terms that cancel, unless too little is left.
+FEW, CANCELLED = 2, 1e-6
 TINY = np.finfo(np.float64).tiny
 
 
@@ -54,7 +54,7 @@ def held_out_error(trials: Sequence[Trial], gone: IntArray, ridge: float) -> flo
 
 
 def _error(trial: Trial, gone: IntArray, ridge: float) -> float:
-    return max(_lost(trial, gone, ridge), 0.0) / max(trial.spread, TINY)
+    return _lost(trial, gone, ridge) / max(trial.spread, TINY)
 
 
 def _lost(trial: Trial, gone: IntArray, ridge: float) -> float:
@@ -69,7 +69,9 @@ def _lost(trial: Trial, gone: IntArray, ridge: float) -> float:
         # Term by term, without a product as large as W M.
         M = trial.held
         cross = float(np.einsum("ij,ij->", W @ M[:, keep], fitted))
-        return trial.spread - 2.0 * cross + _spread(fitted, M[np.ix_(keep, keep)])
+        lost = trial.spread - 2.0 * cross + _spread(fitted, M[np.ix_(keep, keep)])
+        if lost > CANCELLED * trial.spread:
+            return lost
     change = W.copy()
     change[:, keep] -= fitted
     return _spread(change, trial.held)
