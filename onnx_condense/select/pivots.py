@@ -20,7 +20,7 @@ from onnx_condense.plan import FloatArray, IntArray
 from onnx_condense.select.obs import Elimination, ReaderCost, eliminate, spread
 
 # Candidates per channel that stays. With 2 of them errors after a refit are up to 18 % above those of an elimination
-# of all, with 4 a few percent above or below (docs/benchmarks.md).
+# of all, with 4 mostly a few percent above or below (docs/benchmarks.md).
 AHEAD = 4
 
 
