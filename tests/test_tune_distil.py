@@ -349,3 +349,10 @@ def test_rows_of_a_step_go_by_the_work() -> None:
 
     assert rows(4) == module.MOST_ROWS
     assert rows(4, asked=9) == 9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "looks"), [(0.01, 3.0, 50), (0.9, 3.0, 20), (30.0, 3.0, 8), (30.0, None, 50), (0.0, 0.1, 50)]
+)
+def test_looking_takes_a_tenth_of_the_time_at_most(seconds: float, minutes: float | None, looks: int) -> None:
+    assert module._looks(seconds, minutes) == looks

@@ -33,6 +33,8 @@ TRIAL, TRIAL_STEPS, RECOVERED = 0.05, 150, 16.0
 WARM_UP = 0.02
 # The samples that tell when to stop are looked at so often, and training stops early once it was in vain for so long.
 LOOKS, PATIENCE = 50, 0.5
+# Of large networks less often: looking takes at most this share of the time, but for so many looks.
+LOOKING, FEWEST_LOOKS = 0.1, 8
 # Samples of a step: as many as keep it short, within these bounds.
 STEP_MACS, LEAST_ROWS, MOST_ROWS = 2**27, 32, 256
 # Elements of activations of one step, all of which wait for the way back.
@@ -139,6 +141,7 @@ class _Training:
         """The best state that was reached."""
         started = time.monotonic()
         before, start = self._tested(), self._state()
+        looks = _looks(time.monotonic() - started, self._recipe.minutes)
         self._progress(0.0, "choosing a rate")
         rate = self._rate_for(start, before)
         self._module.load_state_dict(start)
@@ -148,7 +151,7 @@ class _Training:
         state, curve = start, [(0, before)]
         # The start may have been fitted on these very samples, so it is no mark to be beaten.
         best, gained = math.inf, 0.0
-        for done in self._trained(rate, clock, self._recipe.seed):
+        for done in self._trained(rate, clock, self._recipe.seed, looks):
             loss = self._tested()
             curve.append((clock.steps, loss))
             if loss < best:
@@ -181,7 +184,7 @@ class _Training:
         loss = self._tested()
         return loss if math.isfinite(loss) else math.inf
 
-    def _trained(self, rate: float, clock: _Clock, seed: int, looks: int = LOOKS) -> Iterator[float]:
+    def _trained(self, rate: float, clock: _Clock, seed: int, looks: int) -> Iterator[float]:
         """Steps of one schedule; the share that is done, so many times, the last time at its end."""
         optimiser = Soap(self._module.parameters(), lr=rate)
         steps = self._teacher.steps(np.random.default_rng(seed), self._rows)
@@ -241,6 +244,13 @@ class _Training:
 
     def _state(self) -> State:
         return {name: value.detach().clone() for name, value in self._module.state_dict().items()}
+
+
+def _looks(seconds: float, minutes: float | None) -> int:
+    """How often to look at the samples that tell when to stop; seconds: what a look takes."""
+    if minutes is None:
+        return LOOKS
+    return int(np.clip(60.0 * minutes * LOOKING / max(seconds, 1e-9), FEWEST_LOOKS, LOOKS))
 
 
 def _rows_for(student: onnx.ModelProto, example: Lesson) -> int:
