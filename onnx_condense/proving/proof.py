@@ -20,6 +20,7 @@ from onnx_condense.data import load as load_samples
 from onnx_condense.draw import drawings
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics import Judge, Measurement
+from onnx_condense.network.external import external_tensors
 from onnx_condense.network.model import Network, inlined, serialized
 from onnx_condense.options.yardstick import Yardstick
 from onnx_condense.plan import ChannelView, IntArray, Plan
@@ -138,6 +139,14 @@ class Proof:
         return Proved(measured, tuple(served), Proved(measured.relative, tuple(relative)))
 
 
+def _as_given(network: Network) -> Path | onnx.ModelProto:
+    """The network as it came, so that nothing that was made of it on the way proves itself."""
+    if network.path:
+        return network.path
+    whole = inlined(network)
+    return whole if any(external_tensors(network.given)) else network.given
+
+
 class Prover:
     """Makes proofs for one dense network and applies them.
 
@@ -164,7 +173,7 @@ class Prover:
         by: Yardstick | None = None,
     ) -> None:
         self._network, self._batches, self._by = network, batches, by
-        self.dense: Path | onnx.ModelProto = network.path or inlined(network)
+        self.dense = _as_given(network)
         others = [self._on(provider, runtime.threads) for provider in dict.fromkeys(further)]
         self._served = [runtime, *(other for other in others if other.providers[0] != runtime.providers[0])]
         self._plain = self._exact(runtime)
