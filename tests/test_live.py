@@ -11,6 +11,7 @@ from builders import Array, assert_same_outputs, feed_for, outputs, text_model
 from onnx import helper
 
 from onnx_condense import condense
+from onnx_condense.errors import ModelError
 from onnx_condense.network.live import live
 from onnx_condense.network.model import load, serialized
 from onnx_condense.outcome import Condensed
@@ -63,11 +64,10 @@ def test_what_leads_to_no_output_holds_no_channel(rest: str, stored: dict[str, A
     assert {t.name for t in found.model.graph.initializer} == {"w", "v"}
 
 
-def test_an_op_that_nobody_knows_hinders_nobody_where_it_leads_nowhere() -> None:
-    proto = network("u = custom.Mystery(a)")
-    found = narrowed(proto)
-    del proto.graph.node[2]
-    assert_same_outputs(proto, found.model)
+def test_what_onnx_runtime_does_not_load_is_refused_though_that_leads_nowhere() -> None:
+    """Nothing could be proved against the network as it came."""
+    with pytest.raises(ModelError, match="Mystery"):
+        narrowed(network("u = custom.Mystery(a)"))
 
 
 def test_a_body_that_makes_nothing_of_a_channel_does_not_hold_it() -> None:
