@@ -81,19 +81,24 @@ CASES = [
 ]
 
 
+def check(effect: Effect, given: Any, reason: str) -> None:
+    """All channels pass, or, where there is a reason, all of them stay."""
+    if not reason:
+        assert effect.output is given
+        assert not effect.pins
+        return
+    assert effect.output is None
+    ((pinned, why),) = effect.pins
+    assert pinned is given
+    assert why == reason
+
+
 @pytest.mark.parametrize(("op", "version", "attributes"), CASES, ids=str)
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 def test_channels_pass_where_they_are_apart(op: str, version: int, attributes: dict[str, Any], axis: int) -> None:
     given = labels(axis)
     effect = traced(op, given, version=version, **attributes)
-    if separate(op, axis, version, attributes):
-        assert effect.output is given
-        assert not effect.pins
-    else:
-        assert effect.output is None
-        ((pinned, why),) = effect.pins
-        assert pinned is given
-        assert why == mixing.NORMALISED
+    check(effect, given, "" if separate(op, axis, version, attributes) else mixing.NORMALISED)
     assert not effect.linear
     assert not effect.constants
 
@@ -119,14 +124,8 @@ def test_channels_pass_where_they_are_apart_from_what_is_told(
 ) -> None:
     given = labels(axis)
     effect = traced(op, given, *map(stored, more), version=version, **attributes)
-    if separate(op, axis, version, attributes, more):
-        assert effect.output is given
-        assert not effect.pins
-    else:
-        assert effect.output is None
-        ((pinned, why),) = effect.pins
-        assert pinned is given
-        assert why == (mixing.NORMALISED if op == "LayerNormalization" else mixing.SORTED)
+    reason = mixing.NORMALISED if op == "LayerNormalization" else mixing.SORTED
+    check(effect, given, "" if separate(op, axis, version, attributes, more) else reason)
 
 
 def test_an_axis_that_is_searched_may_go() -> None:

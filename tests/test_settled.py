@@ -239,8 +239,9 @@ def test_one_number_in_a_list_with_the_batch() -> None:
     found = settled(load(network(CASES["shuffled"][0])))
     assert found.known("there") == (Size("t", 0), 2, 12, 6, 6)
     assert found.known("back") == (Size("t", 0), 24, 6, 6)
-    assert found.shape("r") is not None
-    assert found.shape("r")[1:] == (24, 6, 6)  # type: ignore[index]
+    shape = found.shape("r")
+    assert shape is not None
+    assert shape[1:] == (24, 6, 6)
 
 
 def test_nothing_is_left_of_what_led_to_a_number() -> None:

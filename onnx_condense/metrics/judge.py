@@ -8,7 +8,7 @@ mean taken per output feature (see `layout`); the largest over the outputs count
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_condense.data.samples import Rows, Samples
+from onnx_condense.data.samples import Batch, Rows, Samples
 from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics.details import Pairs, details
 from onnx_condense.metrics.layout import STILL, Fed, Layout, Sizes
@@ -85,11 +85,14 @@ class Judge:
             if not output.type.startswith("tensor"):
                 text = f"output {output.name} is a {output.type}: only networks with tensor outputs are supported"
                 raise ModelError("output-type", text, output.name)
-        self._opened = [i.name for i in session.get_inputs() if i.shape and not isinstance(i.shape[0], int)]
-        self._lengths: list[frozenset[int]] = []
-        self._dense = self._passes(session)
+        opened = [i.name for i in session.get_inputs() if i.shape and not isinstance(i.shape[0], int)]
+        self._dense: Passes = []
+        lengths = []
+        for answers, batch in self._passes(session):
+            self._dense.append((answers, batch.samples))
+            lengths.append(frozenset(len(batch.feed[n]) for n in opened if n in batch.feed))
         free = any(not isinstance(d, int) for i in session.get_inputs() for d in i.shape[1:])
-        self._fed = Fed((samples.block or 1) if isinstance(samples, Rows) else 0, free, self._lengths)
+        self._fed = Fed((samples.block or 1) if isinstance(samples, Rows) else 0, free, lengths)
         for i, output in enumerate(self._outputs):
             bad = [int(k) for y, at in self._dense for k in _not_finite(y[i], at)]
             if bad:
@@ -135,18 +138,15 @@ class Judge:
         """Whether some output has no elements on any of the samples, so that nothing is judged by it."""
         return any(not any(y[i].size for y, _ in self._dense) for i in range(len(self._outputs)))
 
-    def _passes(self, session: Session) -> Passes:
-        """Its answers; the sizes that open axes 0 of inputs have in each pass are noted."""
-        found: Passes = []
-        self._lengths = []
+    def _passes(self, session: Session) -> Iterator[tuple[list[Array], Batch]]:
+        """Its answers, and what they answer."""
         for batch in self._samples.batches(self._indices, self._rows):
-            found.append((run(session, batch.feed), batch.samples))
-            self._lengths.append(frozenset(len(batch.feed[n]) for n in self._opened if n in batch.feed))
-        return found
+            yield run(session, batch.feed), batch
 
     def measure(self, model: onnx.ModelProto | Path) -> Measurement:
         """Error of a network on the judged samples; infinite where it answers with NaN or infinity."""
-        return self._compared(self._passes(self._runtime.session(model, optimize=self._optimize)))
+        session = self._runtime.session(model, optimize=self._optimize)
+        return self._compared([(answers, batch.samples) for answers, batch in self._passes(session)])
 
     def beside(self, other: Judge) -> Measurement:
         """How far the dense network's answers to another judge of the same samples lie from those to this one."""
