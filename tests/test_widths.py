@@ -142,8 +142,7 @@ def test_the_better_kind_of_refit_is_found_out_once(staged: float, at_once: floa
     goal = Goal(0.5, None, allow_slower=True, seed=0)
     widths = Widths(tried, tried, goal, Aim(tried, Bounds(goal, tried.network), lambda _: 1.0), lambda: None)
     path = [Point((i,), 0.0, 10 - i) for i in range(3)]
-    measure = widths._measure(path)
-    assert [measure(1), measure(2), measure(1)] == [min(staged, at_once)] * 3
+    assert [widths._measured(path[i]) for i in (1, 2, 1)] == [min(staged, at_once)] * 3
     assert tried.asked == [True, False, staged < at_once]
     assert widths.staged((9,)) == (staged < at_once)
     assert len(tried.asked) == 3
@@ -155,13 +154,34 @@ def test_refits_stage_by_stage_may_measure_a_little_worse(staged: float, better:
     assert better_refit(tried, tried, (1,))[0] == better
 
 
-def test_a_heavy_network_is_searched_with_one_shot_refits() -> None:
-    tried: Any = Tried(0.1, 0.2, light=False)
-    goal = Goal(0.5, None, allow_slower=True, seed=0)
+def heavy(gain: float, tolerance: float) -> tuple[Any, int, list[bool]]:
+    """A search whose refits all at once err as predicted, those stage by stage so many times as much."""
+    path = [Point((100 - i,), 1e-3 * i, 100 - i) for i in range(100)]
+
+    class Heavy(Tried):
+        def plan(self, given: Any, *, sequential: bool) -> Any:
+            super().plan(given, sequential=sequential)
+            return None, (gain if sequential else 1.0) * 1e-3 * (100 - given[0])
+
+        def measure(self, error: Any) -> Any:
+            return SimpleNamespace(value=error, upper=lambda *_: error)
+
+    tried: Any = Heavy(0.0, 0.0, light=False)
+    goal = Goal(tolerance, None, allow_slower=True, seed=0)
     widths = Widths(tried, tried, goal, Aim(tried, Bounds(goal, tried.network), lambda _: 1.0), lambda: None)
-    assert widths._measure([Point((0,), 0.0, 9)])(0) == 0.2
-    assert widths.staged((0,))
-    assert tried.asked == [False, True, False]
+    return widths, widths._search(path), tried.asked
+
+
+@pytest.mark.parametrize(("gain", "furthest"), [(0.5, 80), (0.9, 44), (1.5, 40)])
+def test_a_heavy_network_is_searched_with_one_shot_refits(gain: float, furthest: int) -> None:
+    """Refits stage by stage are made at few stops, and yet the stop is what they allow."""
+    widths, at, asked = heavy(gain, 0.04)
+    better = min(gain, 1.0)
+    assert 0.9 * furthest <= at <= furthest
+    assert widths.measured((100 - at,)) == pytest.approx(better * 1e-3 * at)
+    assert 1 <= asked.count(True) <= 3
+    assert [p.parameters for p in widths.curve] == sorted((p.parameters for p in widths.curve), reverse=True)
+    assert all(p.error == pytest.approx(better * 1e-3 * (100 - p.parameters)) for p in widths.curve)
 
 
 @pytest.mark.parametrize(

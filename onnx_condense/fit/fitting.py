@@ -56,8 +56,8 @@ PASS_ELEMENTS = 2**23
 # Multiply-accumulates that one pass for moments may cost: of larger networks fewer samples are fitted on, but some.
 PASS_WORK = 10**12
 LEAST_SAMPLES = 256
-# Multiply-accumulates of readers and moments above which the search does not refit stage by stage.
-LIGHT_WORK = 2 * 10**11
+# Multiply-accumulates of readers and moments above which the search does not refit stage by stage at every stop.
+LIGHT_WORK = 2 * 10**10
 
 
 class Fitter:

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from onnx_condense.fit.narrowed import Narrower
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.options.goal import Goal
@@ -28,6 +30,9 @@ COARSER = (1, 2, 8)
 FILLS, MEASUREMENTS, CLOSE = 3, 4, 0.9
 # Refits stage by stage may measure so much worse: the last fit has more samples, which helps them more.
 MARGIN = 1.05
+# Where these are costly a search goes by refits all at once, and is corrected so many times by what it found.
+CORRECTIONS = 4
+TINY = float(np.finfo(np.float64).tiny)
 
 
 def better_refit(fitter: Narrower, hunter: Judge, widths: Sequence[int]) -> tuple[bool, Measurement]:
@@ -63,8 +68,12 @@ class Widths:
         self._aim, self._measuring, self._grid = aim, measuring, grid
         self.furthest = 0
         self._first: list[budget.Point] = []
+        # Upper bounds of errors by widths: of the better kind of refit, of refits all at once, and by what the first
+        # are estimated from the second.
         self._errors: dict[tuple[int, ...], float] = {}
-        self._curve: list[CurvePoint] = []
+        self._at_once: dict[tuple[int, ...], float] = {}
+        self._gain = 1.0
+        self._parameters: dict[tuple[int, ...], int] = {}
         self._staged: bool | None = None
         alone = goal.tolerance is not None and not aim.sized and not goal.front
         bound = BEYOND * self._tolerance if alone else math.inf
@@ -83,7 +92,8 @@ class Widths:
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
         """What the search measured, most parameters first."""
-        return tuple(sorted(self._curve, key=lambda p: -p.parameters))
+        found = (CurvePoint(self._parameters[widths], error) for widths, error in self._errors.items())
+        return tuple(sorted(found, key=lambda p: -p.parameters))
 
     def _found(self, part: int) -> tuple[list[budget.Point], int]:
         curves = [dataclasses.replace(c, multiple=max(1, c.multiple // part)) for c in self._curves]
@@ -111,27 +121,54 @@ class Widths:
     def front(self, error: float) -> list[budget.Point]:
         """Stops of the front up to an error, on the path that the goal was searched on."""
         path = self._first
-        return stops(path, budget.search(path, self._measure(path), error, MEASUREMENTS))
+        return stops(path, self._reached(path, error, MEASUREMENTS))
 
     def _search(self, path: Sequence[budget.Point]) -> int:
-        return budget.search(path, self._measure(path), self._tolerance)
+        return self._reached(path, self._tolerance)
 
     @property
     def _tolerance(self) -> float:
         return self._goal.tolerance or 0.0
 
-    def _measure(self, path: Sequence[budget.Point]) -> Callable[[int], float]:
-        def measure(at: int) -> float:
-            widths = path[at].widths
-            if widths not in self._errors:
-                self._measuring()
-                undecided = self._fitter.light and self._staged is None
-                found = self._better(widths) if undecided else self._tried(widths, sequential=self._fitter.light)
-                self._errors[widths] = found.upper(CONFIDENCE, self._goal.seed)
-                self._curve.append(CurvePoint(path[at].parameters, self._errors[widths]))
-            return self._errors[widths]
+    def _reached(self, path: Sequence[budget.Point], error: float, limit: int = budget.MAX_MEASUREMENTS) -> int:
+        """The furthest stop within an error, or one that comes close to it.
 
-        return measure
+        Where refits stage by stage are costly, refits all at once are measured and scaled by how much less the others
+        err: at the stop found so, until that is close; in the end it is the furthest that was really measured.
+        """
+        if self._fitter.light:
+            return budget.search(path, lambda at: self._measured(path[at]), error, limit)
+        for corrections in range(CORRECTIONS):
+            aim = (1.0 - corrections * budget.CLOSE) * error
+            at = budget.search(path, lambda at: self._estimated(path[at]), aim, limit)
+            if at == 0 or path[at].widths in self._errors:
+                return at
+            estimated, found = self._estimated(path[at]), self._measured(path[at])
+            self._gain *= found / max(estimated, TINY) if self._staged else 1.0
+            if not self._staged or CLOSE * error <= found <= error:
+                return at
+        return max((i for i, p in enumerate(path) if self._errors.get(p.widths, math.inf) <= error), default=0)
+
+    def _measured(self, point: budget.Point) -> float:
+        """The error of the better kind of refit at a stop."""
+        widths = point.widths
+        if widths not in self._errors:
+            self._measuring()
+            found = self._better(widths) if self._staged is None else self._tried(widths, sequential=self._staged)
+            self._errors[widths] = found.upper(CONFIDENCE, self._goal.seed)
+            self._parameters[widths] = point.parameters
+        return self._errors[widths]
+
+    def _estimated(self, point: budget.Point) -> float:
+        """The same, measured or estimated."""
+        if self._staged is False or point.widths in self._errors:
+            return self._measured(point)
+        if point.widths not in self._at_once:
+            self._measuring()
+            found = self._tried(point.widths, sequential=False)
+            self._at_once[point.widths] = found.upper(CONFIDENCE, self._goal.seed)
+            self._parameters[point.widths] = point.parameters
+        return self._gain * self._at_once[point.widths]
 
     def staged(self, widths: Sequence[int]) -> bool:
         """Whether refits stage by stage pay: measured once, at the first widths that are asked about."""
@@ -142,10 +179,12 @@ class Widths:
     def _better(self, widths: Sequence[int]) -> Measurement:
         """Both kinds of refit, measured; the better one is taken from now on."""
         self._staged, found = better_refit(self._fitter, self._hunter, widths)
+        if not self._staged:
+            self._errors |= self._at_once
         return found
 
     def _tried(self, widths: Sequence[int], *, sequential: bool) -> Measurement:
-        _, model = self._fitter.plan(widths, sequential=sequential and self._staged is not False)
+        _, model = self._fitter.plan(widths, sequential=sequential)
         return self._hunter.measure(model)
 
     def _filled(self, path: list[budget.Point], at: int) -> tuple[list[budget.Point], int]:
@@ -162,7 +201,7 @@ class Widths:
                 self._curves, start.parameters, aim.saving, start.widths, frozen, allied=aim.allied()
             )
             path = [*path[:at], *more]
-            at += budget.search(more, self._measure(more), self._tolerance, MEASUREMENTS)
+            at += self._reached(more, self._tolerance, MEASUREMENTS)
         return path, at
 
 
