@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from mlps import mlp, normal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 from bench_engine import Case, Sweeper, chosen_widths
+from mlps import mlp, normal
 
 from onnx_condense.cost import count_parameters
 from onnx_condense.data import input_specs, load

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from pathlib import Path
 
+import bench_latency
 import numpy as np
 import pytest
 from mlps import mlp
 from onnx import save
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import bench_latency
 
 from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency

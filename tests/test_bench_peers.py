@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,18 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="module", name="bench")
 def _bench() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
     return importlib.import_module("bench_peers")
 
 
 @pytest.fixture(scope="module", name="peers")
-def _peers(bench: ModuleType) -> ModuleType:
-    del bench  # its folder is on the path now
+def _peers() -> ModuleType:
     return importlib.import_module("peers")
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import bench_tune
 import numpy as np
 import onnx
 import pytest
 from mlps import mlp
-from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import bench_tune
 from trials import Made, Setting
+from typer.testing import CliRunner
 
 
 @pytest.fixture

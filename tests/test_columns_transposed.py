@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from mlps import Array, Net, normal
-from test_columns import EPS, RUNTIME, SIZES, assert_close, fetch, moments_by_definition, reader_columns, rows_of
+from windows import EPS, RUNTIME, SIZES, assert_close, fetch, moments_by_definition, reader_columns, rows_of
 
 from onnx_condense.data import input_specs, load
 from onnx_condense.evidence.moments import collect, count_rows, with_itself

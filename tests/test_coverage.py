@@ -12,16 +12,10 @@ from onnx import helper
 from onnx_condense import condense
 from onnx_condense.metrics import Measurement
 from onnx_condense.proving.coverage import ROWS, notes, seen
-from onnx_condense.proving.proof import Prover
 from onnx_condense.report.data import Coverage
 
 Array = Any
 WIDTH, INPUTS = 60, 12
-
-
-@pytest.fixture(autouse=True)
-def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prover, "time", lambda *_: [])
 
 
 def mlp() -> Any:

@@ -57,12 +57,10 @@ def write_test_set(folder: Path, tensors: list[TensorProto]) -> Path:
 # Inputs of the network
 
 
-def graph_of(text: str) -> onnx.GraphProto:
-    return parser.parse_graph(text)
-
-
 def test_specs_hold_fixed_symbolic_and_unknown_sizes_and_skip_initializers() -> None:
-    graph = graph_of("g (float[N,3,?] x, int64 k, float[2] w) => (float[N] y) <float[2] w = {1,2}> { y = Identity(x) }")
+    graph = parser.parse_graph(
+        "g (float[N,3,?] x, int64 k, float[2] w) => (float[N] y) <float[2] w = {1,2}> { y = Identity(x) }"
+    )
     assert data.input_specs(graph) == (InputSpec("x", F32, ("N", 3, None)), InputSpec("k", I64, ()))
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from conv_fits import AROUND, FIT, X, conv, error, fetch, fitter, gemm, rows, start, two_thirds
 from mlps import Array, Net, normal
-from test_columns import Geometry
-from test_fitting_conv import FIT, X, conv, error, fetch, fitter, gemm, rows, start, two_thirds
+from windows import EPS, RUNTIME, Geometry
 
 from onnx_condense.cost import count_parameters
 from onnx_condense.fit import fitting
@@ -20,27 +20,9 @@ from onnx_condense.fit.fitting import USUAL_RIDGE, Fitter
 from onnx_condense.plan import Plan, ReaderUpdate
 from onnx_condense.proving.verify import check_graph, check_numbers, masked
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.runtime import Runtime, limited_threads
 from onnx_condense.select.obs import Elimination
 
-RUNTIME = Runtime(threads=1)
-EPS = float(np.finfo(np.float32).eps)
-AROUND = [1, 1, 1, 1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are slower with more."""
-    with limited_threads(1):
-        yield
-
-
-@pytest.fixture(params=["full", "pooled"])
-def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every reader as it is, or the columns of each channel pooled."""
-    monkeypatch.setattr(fitting, "FULL", 10**9 if request.param == "full" else 0)
-    monkeypatch.setattr(fitting, "RICH", 0)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- networks ----

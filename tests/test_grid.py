@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from onnx_condense.outcome import Condensed
 
 
-@pytest.fixture(autouse=True)
-def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prover, "time", lambda *_: [])
-
-
 X = normal(400, 3)
 
 

@@ -4,77 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html as standard
 import importlib.util
-import itertools
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from pages import Page, numbers, page_of
 from reports import HOSTILE, cosines, failed, figures, full, timing, unchanged, verified
 
 from onnx_condense.report import html, needs, plots, words
 from onnx_condense.report.data import Change, Coverage, CurvePoint, ErrorSummary, Latency, Report
 from onnx_condense.report.figures import Cloud, Figures, Heat
 
-VOID = {"meta", "br", "img", "link", "hr", "input"}
-BLOCKS = {"td", "th", "dt", "dd", "p", "div", "section", "h1", "h2", "h3", "br", "figcaption", "small", "desc", "title"}
 REPORTS = {"full": full(), "unchanged": unchanged(), "failed": failed(), "verified": verified()}
-
-
-class Page(HTMLParser):
-    """What a page consists of: every start tag in order, and the text between."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.parts: list[str] = []
-        self.feed(source)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
-        assert len({name for name, _ in attrs}) == len(attrs), f"attribute twice: {tag} {attrs}"
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag in BLOCKS:
-            self.parts.append(" ")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """It has to close the one that is open."""
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        """Note text that is shown."""
-        if "style" not in self.open:
-            self.parts.append(data)
-
-    @property
-    def text(self) -> str:
-        """All of it, blanks folded."""
-        return " ".join("".join(self.parts).split())
-
-    def ids(self) -> list[str]:
-        """Of all elements."""
-        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
-
-    def section_ids(self) -> list[str]:
-        """Of the sections, in order."""
-        return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
-
-
 DRAWN: dict[str, str] = {}
 
 
@@ -90,10 +38,6 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("curve", "scatter", "histogram", "rounds", "heat"):
         monkeypatch.setattr(plots, name, functools.partial(once, getattr(plots, name)))
-
-
-def page_of(report: Report, pictures: Figures | None = None) -> Page:
-    return Page(html.page(report, Figures() if pictures is None else pictures))
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
@@ -309,10 +253,6 @@ def test_the_largest_page_is_small() -> None:
     assert text.count("graph output") <= html.REASONS
 
 
-def numbers(*values: float) -> Any:
-    return np.array(values, float)
-
-
 @pytest.mark.parametrize(
     "cloud",
     [
@@ -377,90 +317,6 @@ def test_samples_that_are_independent() -> None:
     report = dataclasses.replace(full(), coverage=Coverage(0.0036, 812, grouped=False))
     assert "independent of each other" in page_of(report).text
     assert "Few samples" not in page_of(report).text
-
-
-# ---- for everyone ----
-
-
-def test_headings_tables_and_drawings_can_be_read_aloud() -> None:
-    page = page_of(full(), figures())
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
-    assert ("html", {"lang": "en"}) in page.tags
-    assert all(a.get("scope") in ("col", "row") for t, a in page.tags if t == "th")
-    drawn = [a for t, a in page.tags if t == "svg"]
-    assert drawn
-    assert all(a["role"] == "img" and len(a["aria-labelledby"].split()) == 2 for a in drawn)
-    scrolling = [a for _, a in page.tags if a.get("class") == "scroll"]
-    assert scrolling
-    assert all(a["tabindex"] == "0" and a["aria-label"] and a["role"] == "region" for a in scrolling)
-
-
-def luminance(color: str) -> float:
-    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def themes() -> list[dict[str, str]]:
-    """The colours of light and dark."""
-    style = (Path(html.__file__).parent / "style.css").read_text(encoding="utf-8")
-    blocks = re.findall(r":root \{([^}]*)\}", style)
-    return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block)) for block in blocks]
-
-
-@pytest.mark.parametrize("theme", themes(), ids=["light", "dark"])
-def test_text_stands_out_in_both_themes(theme: dict[str, str]) -> None:
-    for text in ("ink", "muted", "accent", "limit"):
-        for ground in ("page", "panel"):
-            assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
-    assert contrast(theme["dense"], theme["page"]) >= 3.0
-
-
-def test_drawings_take_colours_and_fonts_of_the_page() -> None:
-    source = html.page(full(), figures())
-    drawings = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
-    assert len(drawings) == 7
-    known = {name for theme in themes() for name in theme}
-    for drawing in drawings:
-        bare = re.sub(r"data:image/png;base64,[\w+/=]*", "", drawing)
-        assert not re.search(r"#[0-9a-f]{6}\b|font-family|<style|<metadata|\$", bare)
-        assert set(re.findall(r"var\(--(\w+)\)", bare)) <= known
-
-
-@pytest.mark.parametrize("text", ["<b>&\"'</b>", "]]>", "</svg>"])
-def test_titles_of_drawings_are_escaped(text: str) -> None:
-    drawing = plots.heat("k", text, text, np.eye(3))
-    page = Page(drawing)
-    assert [part for part in page.parts if part.strip()] == [text, text]
-    assert [tag for tag, _ in page.tags].count("svg") == 1
-    assert standard.escape(text, quote=False) in drawing
-
-
-def test_cosines_are_told_by_hue_and_opacity() -> None:
-    tinted = plots._tinted(numbers(1.0, 0.0, -1.0, 0.5, math.nan).reshape(1, -1))[0]
-    assert tinted[:, 3].tolist() == [255, 0, 255, 131, 0]
-    assert tinted[0, :3].tolist() == list(plots.ALIKE)
-    assert tinted[2, :3].tolist() == list(plots.OPPOSED)
-
-
-def test_the_line_of_a_curve_joins_what_nothing_smaller_beats() -> None:
-    points = np.array([(30.0, 0.01), (20.0, 0.02), (25.0, 0.03), (40.0, 0.01), (50.0, 0.001)])
-    assert plots._front(points).tolist() == [[20.0, 0.02], [30.0, 0.01], [50.0, 0.001]]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.3, 9.0), (1e-9, 1e9), (4e-4, 0.03), (1e-80, 1e80)])
-def test_ticks_of_logarithmic_axes_are_few_and_inside(low: float, high: float) -> None:
-    ticks = plots._decades(low, high)
-    assert 2 <= len(ticks) <= 9
-    assert all(low <= tick <= high for tick in ticks)
 
 
 # ---- installation ----

@@ -48,7 +48,9 @@ def test_biases_must_agree_with_their_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda w: np.roll(w, 1, -1), lambda w: w[..., ::-1], lambda w: w.transpose(0, 1, 3, 2)], ids=str
+    "change",
+    [lambda w: np.roll(w, 1, -1), lambda w: w[..., ::-1], lambda w: w.transpose(0, 1, 3, 2)],
+    ids=["rolled", "mirrored", "transposed"],
 )
 def test_kernels_are_compared_tap_by_tap(change: Any) -> None:
     """Shifted, mirrored and transposed kernels have equal sums and norms."""

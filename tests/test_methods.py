@@ -14,7 +14,7 @@ from builders import ACTIVATIONS, Planting, base_layers, plant
 from builders import mlp as written
 from mlps import Net, mlp, normal
 from onnx import numpy_helper
-from test_condensation import noisy
+from planted_rows import noisy
 from test_pipeline import FakeTimer, relative, timer
 from typer.testing import CliRunner
 

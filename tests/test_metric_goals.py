@@ -21,13 +21,12 @@ from onnx_condense.errors import DefectError, UsageError
 from onnx_condense.metrics import Measurement, OutputMeasure
 from onnx_condense.metrics.scores import of_means
 from onnx_condense.options.yardstick import restored, stored, tolerances_of, wish_for
-from onnx_condense.proving import latency
 from onnx_condense.proving.coverage import notes as coverage_notes
 from onnx_condense.proving.proof import Prover
 from onnx_condense.proving.provenance import Provenance
 from onnx_condense.proving.rechecking import recheck
 from onnx_condense.report import html, terminal
-from onnx_condense.report.data import Coverage, Latency, Report
+from onnx_condense.report.data import Coverage, Report
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.search import candidates
@@ -43,10 +42,6 @@ X = normal(600, 3)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compare(*_: Any, batch: int) -> Latency:
-        return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
-
-    monkeypatch.setattr(latency, "compare", compare)
     monkeypatch.chdir(tmp_path)
 
 

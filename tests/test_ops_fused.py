@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
@@ -31,7 +30,6 @@ from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 
-Array = npt.NDArray[Any]
 F = np.float32
 DOMAIN = "com.microsoft"
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from planted_dags import Dag
 from onnx_condense.data import input_specs, load
 from onnx_condense.fit.fitting import Fitter
 from onnx_condense.network.model import Network, serialized
-from onnx_condense.runtime import Runtime, limited_threads
+from onnx_condense.runtime import Runtime
 from onnx_condense.spaces import find_spaces
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = st.integers(0, 2**32 - 1)
 HASHED = (3, 14, 46)
 SAMPLES = 90
@@ -37,13 +38,6 @@ def bounded(examples: int) -> Callable[[Callable[..., None]], Callable[..., None
     return settings(
         max_examples=examples, derandomize=True, deadline=None, database=None, phases=[Phase.explicit, Phase.generate]
     )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are slower with more."""
-    with limited_threads(1):
-        yield
 
 
 def assert_as(plain: onnx.ModelProto, made: onnx.ModelProto) -> None:

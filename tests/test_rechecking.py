@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command import call
 from mlps import Array, mlp, normal, plant_copies
 from onnx import numpy_helper
-from typer.testing import CliRunner, Result
 
 from onnx_condense import condense
-from onnx_condense.cli import app
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
 from onnx_condense.proving import proof
 from onnx_condense.proving.rechecking import DRAWN, NO_PROVENANCE, NOT_COMPARED, SAME, SHARE, recheck
@@ -29,13 +28,10 @@ TOLERANCE = 0.05
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with networks and samples."""
-    monkeypatch.chdir(tmp_path)
-    onnx.save(mlp(), "net.onnx")
+def folder(folder: Path) -> Path:
+    """Also a network with redundancy."""
     onnx.save(plant_copies(mlp(), 0, 8), "wide.onnx")
-    np.savez("x.npz", x=X)
-    return tmp_path
+    return folder
 
 
 def fitted(**options: Any) -> Report:
@@ -333,10 +329,6 @@ def test_options_are_checked_first(options: dict[str, Any]) -> None:
 
 
 # ---- the command ----
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "100", "NO_COLOR": "1"})
 
 
 def test_the_command_says_verified(folder: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import json
-import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -13,17 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import jsonschema
-import numpy as np
 import onnx
 import pytest
-from mlps import mlp, normal, plant_copies
-from typer.testing import CliRunner
+from command import call
+from mlps import mlp, plant_copies
 
-from onnx_condense.cli import app
 from onnx_condense.command import finite
 from onnx_condense.report import data
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = resources.files("onnx_condense.report") / "schema.json"
 
 Json = dict[str, Any]
@@ -31,13 +27,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module", name="tool")
 def _tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_schema", ROOT / "tools" / "report_schema.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["report_schema"] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("report_schema")
 
 
 def check(report: Any) -> None:
@@ -111,17 +101,14 @@ def test_a_field_that_nothing_describes_is_no_schema(tool: ModuleType, monkeypat
 
 
 @pytest.fixture
-def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and samples."""
-    monkeypatch.chdir(tmp_path)
-    onnx.save(mlp(), "net.onnx")
-    onnx.save(plant_copies(mlp(), 0, 8), "wide.onnx")
-    np.savez("x.npz", x=normal(300, 3))
-    Path("broken.onnx").write_bytes(b"no network")
+def _files(folder: Path) -> None:
+    """More networks."""
+    onnx.save(plant_copies(mlp(), 0, 8), folder / "wide.onnx")
+    (folder / "broken.onnx").write_bytes(b"no network")
 
 
 def report(*arguments: str) -> Json:
-    CliRunner().invoke(app, [*arguments, "--json", "r.json"], env={"COLUMNS": "100", "NO_COLOR": "1"})
+    call(*arguments, "--json", "r.json")
     found: Json = json.loads(Path("r.json").read_text(encoding="utf-8"))
     return found
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import combustion
 import numpy as np
 import onnx
 import pytest
-from mlps import mlp
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import combustion
 import reproduce_combustion as reproduce
 from bench_rollout import Rollout
 from combustion import BySpecies, Trajectories
+from mlps import mlp
 from train_ignition import Scaling, box_cox
 from trials import KINDS, LABELS, Judge, Made, Setting, kinds_of, methods_of
 

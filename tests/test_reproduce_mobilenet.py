@@ -6,21 +6,17 @@ import dataclasses
 import functools
 import gzip
 import pickle
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import mobilenet
 import numpy as np
 import onnx
 import pytest
-import typer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import mobilenet
 import reproduce_mobilenet as reproduce
 import scratch
+import typer
 from mobilenet import Data, Pictures
 from reproduce_mobilenet import COLUMNS, Asked, Referee, Table
 from trials import Made, Setting

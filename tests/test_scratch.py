@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import scratch
 from mlps import Net
 from onnx import numpy_helper
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import scratch
 
 from onnx_condense.errors import ModelError
 from onnx_condense.runtime import Array, Runtime, run

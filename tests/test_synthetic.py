@@ -12,6 +12,7 @@ import pytest
 from mlps import Net, mlp, normal, plant_copies
 from onnx import TensorProto, helper, parser
 from test_pipeline import FakeTimer, relative
+from windows import fetch
 
 from onnx_condense import Condensed, condense, synthetic
 from onnx_condense.data.samples import Feeds, Rows, Samples
@@ -333,11 +334,7 @@ def convnet(mean: Array, variance: Array, *, seed: int = 0, axes: str = "x") -> 
 def trained_on(x: Array) -> onnx.ModelProto:
     """A network whose statistics are those of x [n, 2, 16]."""
     proto = convnet(np.zeros(6), np.ones(6))
-    inside = onnx.ModelProto()
-    inside.CopyFrom(proto)
-    del inside.graph.output[:]
-    inside.graph.output.append(onnx.ValueInfoProto(name=proto.graph.node[2].input[0]))
-    h = RUNTIME.session(inside).run(None, {"x": x})[0]
+    (h,) = fetch(proto, {"x": x}, proto.graph.node[2].input[0])
     return convnet(h.mean(axis=(0, 2)), h.var(axis=(0, 2)))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -18,27 +17,14 @@ from onnx_condense.ops import registered
 ROOT = Path(__file__).parent.parent
 
 
-def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module; scripts there import each other by name."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module", name="topologies")
 def _topologies() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    return tool("topologies")
+    return importlib.import_module("topologies")
 
 
 @pytest.fixture(scope="module", name="optable")
 def _optable() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    return tool("optable")
+    return importlib.import_module("optable")
 
 
 def built(tmp_path: Path, text: str, *weights: tuple[str, tuple[int, ...]]) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,46 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from mlps import mlp, normal
+from mlps import normal
+from tuned import DENSE, plain, run, untouched
 
-from onnx_condense import condense, outcome, tune
+from onnx_condense import outcome, tune
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import UsageError
 from onnx_condense.fit import methods
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.tuning import Tune
-from onnx_condense.outcome import Condensed
 from onnx_condense.proving.provenance import Provenance
 from onnx_condense.report.data import Tuning, TuningRound
 from onnx_condense.report.terminal import _tuning_rows
 from onnx_condense.tune.teacher import Source, _fresh
 from onnx_condense.tuner import Tuner
-
-DENSE = mlp((3, 24, 20, 2))
-X = normal(600, 3)
-
-
-def run(model: Any = DENSE, **options: Any) -> Condensed:
-    given = {"threads": 1, "allow_slower": True, "calibration": X, "tune": True, "tune_steps": 60, **options}
-    return condense(model, **given)
-
-
-def untouched(monkeypatch: pytest.MonkeyPatch, real: int = 0) -> list[Any]:
-    """Training that changes nothing after so many real ones; the recipes."""
-    recipes: list[Any] = []
-    distil = tune.distil
-
-    def fake(student: onnx.ModelProto, teacher: Any, recipe: Any, progress: Any) -> tune.Tuned:
-        recipes.append(recipe)
-        if len(recipes) <= real:
-            return distil(student, teacher, recipe, progress)
-        return tune.Tuned(copy.deepcopy(student), 7, 0.5, 1.0, 1.0, 1e-3)
-
-    monkeypatch.setattr(tune, "distil", fake)
-    return recipes
-
 
 # ---- what is told ----
 
@@ -90,11 +64,11 @@ def test_what_was_given_back_is_told_in_the_terminal() -> None:
 
 
 def test_nothing_that_could_be_trained_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes = untouched(monkeypatch)
+    recipes = untouched(monkeypatch).recipes
     found = run(tolerance=1e-9)
     assert not recipes
     assert any(note.startswith("nothing was trained") for note in found.report.notes)
-    recipes = untouched(monkeypatch)
+    recipes = untouched(monkeypatch).recipes
     found = run(keep=0.4)
     assert recipes
     assert not any(note.startswith("nothing was trained") for note in found.report.notes)
@@ -133,10 +107,10 @@ def test_what_saves_too_little_is_given_back(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_plan_is_trained_once_with_all_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    condense(DENSE, calibration=X, tolerance=0.1, threads=1, allow_slower=True).save_plan(path)
+    plain(tolerance=0.1).save_plan(path)
     with pytest.raises(UsageError, match="--plan and --rounds exclude each other"):
         run(plan=path, rounds=2)
-    recipes = untouched(monkeypatch)
+    recipes = untouched(monkeypatch).recipes
     run(plan=path, tolerance=0.2, tune_minutes=0.5, tune_steps=None)
     assert [r.minutes for r in recipes] == [0.5]
 

@@ -63,14 +63,11 @@ def test_an_op_that_takes_one_rank_alone_has_a_space_behind_a_loop(make: Any) ->
     result = condense(model, threads=1, allow_slower=True)
     (space,) = [s for s in result.report.spaces if s.name == "h"]
     assert (space.before, space.after) == (WIDTH, 6)
-    shape = [7 if d in ("N", "") else d for d in (d.dim_value or d.dim_param for d in _dims(model))]
+    dims = [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
+    shape: Any = [7 if d in ("N", "") else d for d in dims]
     feed = {"x": normal(*shape)}
     before, after = (run(Runtime(threads=1).session(m), feed)[0] for m in (model, result.model))
     np.testing.assert_allclose(after, before, atol=1e-5)
-
-
-def _dims(model: onnx.ModelProto) -> Any:
-    return model.graph.input[0].type.tensor_type.shape.dim
 
 
 def test_a_product_of_unknown_rank_stays_with_a_reason() -> None:

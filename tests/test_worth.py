@@ -10,15 +10,9 @@ import pytest
 from onnx import helper
 
 from onnx_condense import condense
-from onnx_condense.proving.proof import Prover
 
 INPUTS, SIDE = 300, 10
 X = np.random.default_rng(1).standard_normal((4000, INPUTS)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prover, "time", lambda *_: [])
 
 
 def net(faint: int) -> onnx.ModelProto:

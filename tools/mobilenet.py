@@ -9,26 +9,22 @@ Debian package ``dataset-fashion-mnist``), padded from 28 to 32 and in three equ
 from __future__ import annotations
 
 import dataclasses
-import math
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
+import classifiers
 import numpy as np
 import numpy.typing as npt
 import onnx
 import typer
-from train_digits import read_idx
+from classifiers import CLASSES, INPUT, Bytes, Labels, one_cycle
 
 from onnx_condense.runtime import Runtime, run
 
-Bytes = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-SIDE, CLASSES = 32, 10
-INPUT, OUTPUT = "image", "logits"
+SIDE = 32
 # Expansion, channels, repeats, stride of the first repeat: table 2 of Sandler et al. 2018, arXiv:1801.04381.
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 FIRST, LAST, DROPOUT = 32, 1280, 0.2
@@ -99,10 +95,9 @@ def read_cifar(files: list[Path]) -> Pictures:
 
 def read_fashion(folder: Path, part: str) -> Pictures:
     """One part ("train", "t10k") of Fashion-MNIST, black around it, in three equal channels."""
-    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
+    images, labels = classifiers.read_fashion(folder, part)
     edge = [(0, 0), *(((SIDE - size) // 2, SIDE - size - (SIDE - size) // 2) for size in images.shape[1:])]
-    wide = np.repeat(np.pad(images, edge)[:, None], 3, axis=1)
-    return Pictures(wide, read_idx(folder / f"{part}-labels-idx1-ubyte.gz").astype(np.int64))
+    return Pictures(np.repeat(np.pad(images, edge)[:, None], 3, axis=1), labels)
 
 
 def read(folder: Path | None) -> Data:
@@ -237,41 +232,18 @@ def train(model: Any, pictures: Pictures, epochs: int, seed: int) -> Any:
     images, labels = torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.SGD(model.parameters(), LARGEST_RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
-    steps = epochs * math.ceil(len(labels) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LARGEST_RATE, total_steps=steps, pct_start=0.2)
-    started = time.monotonic()
-    for epoch in range(epochs):
-        total = 0.0
-        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
-            loss = nn.functional.cross_entropy(model(disturbed(images[rows], generator)), labels[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach()) * len(rows)
-        seconds = time.monotonic() - started
-        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(labels):.4f}, {seconds:.0f} s", flush=True)
-    return model.eval()
+
+    def loss_of(rows: Any) -> Any:
+        return nn.functional.cross_entropy(model(disturbed(images[rows], generator)), labels[rows])
+
+    return one_cycle(model, optimiser, loss_of, len(labels), BATCH, epochs, generator, pct_start=0.2)
 
 
 def export(model: Any, path: Path) -> None:
     """Write the network as ONNX with a dynamic batch, BatchNormalization nodes left as they are."""
     import torch
 
-    names = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
-    # By the older exporter for the reasons in train_digits.py.
-    torch.onnx.export(
-        model.to(memory_format=torch.contiguous_format).eval(),
-        (torch.zeros(2, 3, SIDE, SIDE),),
-        str(path),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_axes=names,
-        dynamo=False,
-        opset_version=17,
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=False,
-    )
+    classifiers.export(model.to(memory_format=torch.contiguous_format).eval(), path, 3, SIDE)
 
 
 def answers(model: Path | onnx.ModelProto, pictures: Pictures, threads: int = 0) -> Floats:

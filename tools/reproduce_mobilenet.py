@@ -37,7 +37,8 @@ import onnx
 import scratch
 import typer
 from bench_common import header, row
-from mobilenet import INPUT, Data, Floats, Pictures
+from classifiers import INPUT
+from mobilenet import Data, Floats, Pictures
 from trials import INSTALL, LABELS, Judge, Made, Setting, failed, kinds_of, methods_of
 
 from onnx_condense.cost import count_macs, count_parameters

@@ -20,20 +20,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import gzip
 import math
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
+from classifiers import CLASSES, INPUT, Labels, export, one_cycle, read_fashion
 
 Images = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 
-CLASSES = 10
 HELD_OUT_DIGITS = 0.2
 LARGEST_RATE = 4e-3
 
@@ -95,25 +92,11 @@ def read_digits() -> tuple[Pictures, Pictures]:
     return pictures.part(slice(first)), pictures.part(slice(first, None))
 
 
-def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """A gzipped idx file of bytes: two zeros, type 8, rank, big-endian sizes, elements in C order."""
-    if not path.is_file():
-        raise typer.BadParameter(f"no {path.name} in {path.parent}", param_hint="--folder")
-    raw = gzip.decompress(path.read_bytes())
-    if raw[:3] != b"\0\0\x08":
-        raise typer.BadParameter(f"{path} is not an idx file of bytes", param_hint="--folder")
-    sizes = np.frombuffer(raw, ">u4", raw[3], offset=4).astype(int)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
-
-
-def read_fashion(folder: Path) -> tuple[Pictures, Pictures]:
+def fashion(folder: Path) -> tuple[Pictures, Pictures]:
     """Training and test part of Fashion-MNIST as it comes."""
-    found = []
-    for part in ("train", "t10k"):
-        images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None] / np.float32(255)
-        labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
-        found.append(Pictures(images.astype(np.float32), labels.astype(np.int64)))
-    return found[0], found[1]
+    parts = (read_fashion(folder, part) for part in ("train", "t10k"))
+    fit, held = (Pictures((images[:, None] / np.float32(255)).astype(np.float32), labels) for images, labels in parts)
+    return fit, held
 
 
 def convolution(before: int, after: int) -> list[Any]:
@@ -185,45 +168,12 @@ def train(pictures: Pictures, preset: Preset, epochs: int, seed: int, threads: i
     images, labels = torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LARGEST_RATE, weight_decay=0.01)
-    steps = epochs * math.ceil(len(images) / preset.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LARGEST_RATE, total_steps=steps)
-    started = time.monotonic()
-    for epoch in range(epochs):
-        total = 0.0
-        for rows in torch.randperm(len(images), generator=generator).split(preset.batch):
-            answers = model(disturbed(images[rows], preset, generator))
-            loss = nn.functional.cross_entropy(answers, labels[rows], label_smoothing=0.05)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach()) * len(rows)
-        seconds = time.monotonic() - started
-        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.4f}, {seconds:.0f} s", flush=True)
-    return model.eval()
 
+    def loss_of(rows: Any) -> Any:
+        answers = model(disturbed(images[rows], preset, generator))
+        return nn.functional.cross_entropy(answers, labels[rows], label_smoothing=0.05)
 
-def export(model: Any, size: int, path: Path) -> None:
-    """Write the network as ONNX with a dynamic batch.
-
-    By PyTorch's older exporter: the newer one folds the normalization into the convolutions, or, told not to optimize,
-    leaves shapes and zero biases to be computed by nodes.
-    """
-    import torch
-
-    names = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 1, size, size),),
-        str(path),
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes=names,
-        dynamo=False,
-        opset_version=17,
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=False,
-    )
+    return one_cycle(model, optimiser, loss_of, len(images), preset.batch, epochs, generator)
 
 
 def evaluate(path: Path, pictures: Pictures) -> float:
@@ -232,7 +182,7 @@ def evaluate(path: Path, pictures: Pictures) -> float:
 
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = pictures.images
-    parts = [session.run(None, {"image": x[i : i + 512]})[0] for i in range(0, len(x), 512)]
+    parts = [session.run(None, {INPUT: x[i : i + 512]})[0] for i in range(0, len(x), 512)]
     return float((np.concatenate(parts).argmax(axis=1) == pictures.labels).mean())
 
 
@@ -250,11 +200,11 @@ def main(
     if data is Data.fashion and folder is None:
         raise typer.BadParameter("--data fashion needs it", param_hint="--folder")
     preset = PRESETS[data]
-    fit, held = read_fashion(folder) if data is Data.fashion and folder is not None else read_digits()
+    fit, held = fashion(folder) if data is Data.fashion and folder is not None else read_digits()
     model = train(fit, preset, epochs or preset.epochs, seed, threads)
     out.parent.mkdir(parents=True, exist_ok=True)
     network = out.with_name(out.name + ".onnx")
-    export(model, fit.images.shape[-1], network)
+    export(model, network, 1, fit.images.shape[-1])
     chosen = np.random.default_rng(seed).permutation(len(fit.labels))[: preset.calibration]
     np.savez_compressed(out.with_name(out.name + ".npz"), image=fit.images[chosen])
     np.savez_compressed(out.with_name(out.name + "_labelled.npz"), image=held.images, label=held.labels)
