@@ -61,6 +61,16 @@ def test_passes_are_small_enough_for_a_cache(width: str) -> None:
     assert rows_per_pass(pointwise(width), samples, np.arange(3)) == MAX_ELEMENTS // 65536
 
 
+def test_large_weights_leave_passes_large() -> None:
+    """Nor do views of weights count."""
+    text = """<ir_version: 8, opset_import: ["": 13]> agraph (float[N, 8] x) => (float[N, 8] z)
+        { y = MatMul(x, w)  t = Transpose(w)  z = MatMul(y, t) }"""
+    wide = Network(text_model(text, {"w": np.zeros((8, MAX_ELEMENTS // 4), "f4")}))
+    specs = (InputSpec("x", np.dtype(np.float32), ("N", 8)),)
+    samples = load({"x": np.zeros((5, 8), "f4")}, specs)
+    assert rows_per_pass(wide, samples, np.arange(5)) == 4
+
+
 def test_the_larger_batch_has_no_more_than_that() -> None:
     assert [len(f["x"]) for f in timed_feeds(rows(400), np.arange(400), most=7)] == [1, 7]
     assert [len(f["x"]) for f in timed_feeds(rows(400), np.arange(400), most=1)] == [1]

@@ -64,9 +64,13 @@ def _batch_of(samples: Samples, indices: IntArray, rows: int) -> Feed:
 
 
 def rows_per_pass(network: Network, samples: Samples, indices: IntArray) -> int:
-    """Samples per pass, fewer where one is large, or some tensor between input and output (as far as shapes tell)."""
+    """Samples per pass, fewer where one is large, or some tensor between input and output (as far as shapes tell).
+
+    What is stored does not count: weights are there once, however many samples pass.
+    """
     first = next(iter(samples.batches(indices[:1], 1))).feed
-    shapes = sized(network, first).shapes.values()
+    fed = sized(network, first)
+    shapes = (shape for name, shape in fed.shapes.items() if not fed.root(name))
     inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
     size = max(1, *(np.size(a) for a in first.values()), *inside)
     return int(np.clip(MAX_ELEMENTS // size, 1, MAX_ROWS))
