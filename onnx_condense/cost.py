@@ -112,10 +112,13 @@ NO_READER = 0
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """One axis of a constant: positions that stay, and per space how many positions each of its channels owns."""
+    """One axis of a constant: positions that stay, and per space how many positions each channel that may go owns.
+
+    spaces: also how many channels of the space have to stay.
+    """
 
     fixed: int
-    spaces: tuple[tuple[int, float], ...]
+    spaces: tuple[tuple[int, float, int], ...]
 
 
 class WidthCosts:
@@ -128,7 +131,8 @@ class WidthCosts:
 
     def __init__(self, network: Network, view: ChannelView) -> None:
         self._full = [s.width for s in view.spaces]
-        self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels}
+        self._stay = [int(s.pinned.sum()) for s in view.spaces]
+        self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels[~s.pinned]}
         self._total = count_parameters(network.proto)
         # Tags of readers: those of one group share theirs.
         group = {u: g for g, uses in enumerate(view.shared, 1) for u in uses}
@@ -151,7 +155,7 @@ class WidthCosts:
         self._elements = {root: _elements(uses[0][0], self._full) for root, uses in self._uses.items()}
         self._touching: dict[int, list[str]] = {}
         self._touched = {
-            root: tuple(sorted({s for axes, *_ in uses for a in axes for s, _ in a.spaces}))
+            root: tuple(sorted({s for axes, *_ in uses for a in axes for s, *_ in a.spaces}))
             for root, uses in self._uses.items()
         }
         for root, spaces in self._touched.items():
@@ -162,8 +166,9 @@ class WidthCosts:
 
     def _axis(self, labels: IntArray) -> _Axis:
         owners = [self._space.get(c, -1) for c in labels.tolist() if c != PINNED]
-        spaces = tuple((s, owners.count(s) / self._full[s]) for s in sorted(set(owners)) if s >= 0)
-        return _Axis(len(labels) - sum(owners.count(s) for s, _ in spaces), spaces)
+        found, stay, full = [s for s in sorted(set(owners)) if s >= 0], self._stay, self._full
+        spaces = tuple((s, owners.count(s) / (full[s] - stay[s]), stay[s]) for s in found)
+        return _Axis(len(labels) - sum(owners.count(s) for s in found), spaces)
 
     def total(self, widths: Sequence[int]) -> int:
         """Parameters at these widths, one per space of the view."""
@@ -191,7 +196,7 @@ class WidthCosts:
         # What something else reads as it is stays as it is.
         versions: dict[tuple[object, ...], int] = {(): self._elements[root]} if root in self._held else {}
         for axes, tag, seen in self._uses[root]:
-            cut = tuple(tuple(s for s, _ in a.spaces if widths[s] < self._full[s]) for a in axes)
+            cut = tuple(tuple(s for s, *_ in a.spaces if widths[s] < self._full[s]) for a in axes)
             # Readers that are refitted apart get different numbers even where the same columns go.
             refitted = tag if tag != NO_READER and cut[1] else None
             key = (*cut, refitted, seen) if any(cut) else ()
@@ -226,4 +231,4 @@ def _line(labels: IntArray, axis: int) -> IntArray:
 
 
 def _elements(axes: Sequence[_Axis], widths: Sequence[int]) -> int:
-    return math.prod(a.fixed + round(sum(widths[s] * per for s, per in a.spaces)) for a in axes)
+    return math.prod(a.fixed + round(sum((widths[s] - stay) * per for s, per, stay in a.spaces)) for a in axes)

@@ -88,7 +88,7 @@ def test_the_error_as_served_is_told_beside_the_other() -> None:
 
 
 def test_a_network_that_is_worse_as_served_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    served_worse(monkeypatch, 3.0, first=2)  # Both kinds of refit.
+    served_worse(monkeypatch, 3.0, first=1)
     found = condense(mlp(), calibration=X, tolerance=0.05, threads=1)
     assert found.report.error is not None
     assert found.report.error.back_offs == 1
@@ -261,7 +261,7 @@ def test_a_candidate_that_overflows_is_named(monkeypatch: pytest.MonkeyPatch) ->
     """What is wrong with a network that was given back is told; the gate itself is tested elsewhere."""
 
     class Broken(Judge):
-        left = 2  # Both kinds of refit.
+        left = 1
 
         def measure(self, model: Any) -> Measurement:
             measured = super().measure(model)

@@ -46,6 +46,7 @@ class Columns:
     per_channel: how many neighbouring columns belong to one channel, if they are pooled: as rows of their own, one
         column per channel; by_channel: whether those of one channel lie side by side (else C apart). 0: not pooled.
     take: rows of each sample that are looked at, evenly spread; 0: all.
+    stack: axes of fixed size before the channels' whose places have columns of their own, place by place.
     """
 
     tensor: str
@@ -54,6 +55,7 @@ class Columns:
     per_channel: int = 0
     by_channel: bool = True
     take: int = 0
+    stack: tuple[int, ...] = ()
 
     def arranged(self, columns: FloatArray) -> FloatArray:
         """Numbers per column [..., Q] -> [..., per channel, C] where they are pooled, else as they are."""
@@ -145,11 +147,13 @@ class Builder:
         rank = self._ranks[columns.tensor]
         if rank == 1:
             return self.node("Reshape", [x, self._integers(1, -1)])
-        if columns.axis != rank - 1:
-            x = self.node("Transpose", [x], perm=[a for a in range(rank) if a != columns.axis] + [columns.axis])
+        last = (*columns.stack, columns.axis)
+        order = [*(a for a in range(rank) if a not in last), *last]
+        if order != list(range(rank)):
+            x = self.node("Transpose", [x], perm=order)
         if rank > 2:
-            # -1 must be the rows: keep the last axis by name through Flatten.
-            x = self.node("Flatten", [x], axis=rank - 1)
+            # -1 must be the rows: keep the last axes by name through Flatten.
+            x = self.node("Flatten", [x], axis=rank - len(last))
         return self._taken(x, 0, columns)
 
     def _patches(self, x: str, columns: Columns, window: Window) -> str:

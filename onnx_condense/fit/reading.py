@@ -6,6 +6,7 @@ Part of the pipeline, beside `fit/fitting.py`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from onnx_condense.evidence.columns import Columns, Window, arranged, unarranged
 from onnx_condense.evidence.values import stored_weight
 from onnx_condense.network.model import Network
-from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray
+from onnx_condense.plan import PINNED, ChannelSpace, ChannelView, FloatArray, IntArray, LinearUse
 
 # Above so many columns a covariance costs more time than it is worth: those of one channel are pooled.
 FULL = 2048
@@ -29,6 +30,7 @@ class Readers:
     weight: [O, F], or [O b, F] where the b columns of a channel are pooled; labels: of each feature [F].
     level: how many refitted readers lie upstream at most. pooled: see `Columns.per_channel`.
     groups: rows and features fall into so many equal parts that have nothing to do with each other.
+    stacked: whether these are the matrices of a stack, which are stored without the zeros between them.
     """
 
     uses: tuple[int, ...]
@@ -37,6 +39,7 @@ class Readers:
     labels: IntArray
     level: int
     groups: int = 1
+    stacked: bool = False
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """Rows and features of each group."""
@@ -51,6 +54,9 @@ class Readers:
 
     def matrix(self, weight: FloatArray) -> FloatArray:
         """A weight like `weight` -> [O, Q], columns as the reader has them."""
+        if self.stacked:
+            parts = weight.reshape(self.groups, len(weight) // self.groups, self.groups, -1)
+            return np.concatenate([parts[j, :, j] for j in range(self.groups)])
         if not self.pooled:
             return weight
         cells = weight.reshape(-1, self.pooled, weight.shape[1])
@@ -76,14 +82,40 @@ def find_readers(network: Network, view: ChannelView, spaces: Sequence[ChannelSp
     together = {u: uses for uses in view.shared for u in uses}
     members = sorted({tuple(u for u in together.get(i, (i,)) if u in reading) for i in reading})
     levels = _levels(network, {view.linear[i].weight.node for i in reading})
-    found = []
-    for uses in members:
-        first = view.linear[uses[0]]
-        columns = tuple(_columns(network, view, u) for u in uses)
-        level = max(levels.get(c.tensor, 0) for c in columns)
-        labels = np.repeat(first.columns, first.taps)
-        found.append(Readers(uses, columns, stored_weight(network, first), labels, level, first.groups))
-    return found
+    return [_reading(network, view, uses, levels) for uses in members]
+
+
+def _reading(network: Network, view: ChannelView, uses: tuple[int, ...], levels: Mapping[str, int]) -> Readers:
+    """The uses of one weight as readers."""
+    found = {_stack(network, view.linear[u]) for u in uses}
+    stack = found.pop() if len(found) == 1 else ()
+    places = tuple(axis for axis, _ in stack)
+    columns = tuple(dataclasses.replace(_columns(network, view, u), stack=places) for u in uses)
+    level = max(levels.get(c.tensor, 0) for c in columns)
+    first = view.linear[uses[0]]
+    labels = np.repeat(first.columns, first.taps)
+    if stack:
+        first = dataclasses.replace(first, groups=math.prod(size for _, size in stack))
+        labels = np.tile(labels, first.groups)
+    return Readers(uses, columns, stored_weight(network, first), labels, level, first.groups, stacked=bool(stack))
+
+
+def _stack(network: Network, use: LinearUse) -> tuple[tuple[int, int], ...]:
+    """Axes of what is read, with their sizes, whose every place has a matrix of its own; () where all read the same.
+
+    So many columns that their covariance would not do are taken as one: all matrices are fitted on what is read at
+    any place.
+    """
+    node = network.nodes[use.activation.node]
+    weight, read = (network.shape(node.inputs[o.position]) or () for o in (use.weight, use.activation))
+    stored = [n if isinstance(n, int) else 0 for n in weight]
+    if use.inside or len(read) < 2:
+        return ()
+    # Both are aligned at their last axes.
+    places = tuple((a + len(read) - len(stored), stored[a]) for a in use.row_axes[:-1] if stored[a] > 1)
+    fits = all(axis >= 0 and read[axis] == size for axis, size in places)
+    wide = len(use.columns) * math.prod(size for _, size in places) > FULL
+    return places if fits and not wide else ()
 
 
 def _columns(network: Network, view: ChannelView, use: int) -> Columns:

@@ -32,7 +32,7 @@ def settled(network: Network) -> Network:
         return network
     proto = onnx.ModelProto()
     proto.CopyFrom(network.proto)
-    _store(proto.graph, {network.producers[name].index: value for name, value in numbers.found.items()})
+    store(proto.graph, {network.producers[name].index: value for name, value in numbers.found.items()})
     # What only led to these numbers goes.
     prune(proto.graph, interface=proto.ir_version >= DEFAULTS)
     return Network(proto, network.path, network.given)
@@ -134,7 +134,7 @@ def _counts(node: Node) -> bool:
     return node.op in ARITHMETIC or node.op == "Cast"
 
 
-def _store(graph: onnx.GraphProto, numbers: Mapping[int, Array]) -> None:
+def store(graph: onnx.GraphProto, numbers: Mapping[int, Array]) -> None:
     """Let constants take the place of nodes, by index; these are left without readers."""
     for at, value in sorted(numbers.items(), reverse=True):
         node = graph.node[at]

@@ -37,7 +37,8 @@ def _hollow(proto: onnx.ModelProto) -> onnx.ModelProto:
     for name in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, name).extend(getattr(given, name))
     for tensor in given.initializer:
-        large = byte_count(tensor) > SMALL
+        # Strings have no raw form; labels of classes are few.
+        large = tensor.data_type != onnx.TensorProto.STRING and byte_count(tensor) > SMALL
         hollow = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         graph.initializer.append(hollow if large else tensor)
     return copy

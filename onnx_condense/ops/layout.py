@@ -8,7 +8,6 @@ channels that get the same place on one of these are tied, so that what is left 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from onnx_condense.network.known import Known, Size
 from onnx_condense.network.shapes import Shape
+from onnx_condense.ops.blocks import Block, blocks_of, filled, narrow, sizes_of
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import IntArray, Operand, SizeUse
 
@@ -26,10 +26,6 @@ COMPUTED_WIDTH = "reshaped to a shape whose width is computed in the graph"
 COMPUTED_AXES = "axes that are computed in the graph"
 UNKNOWN_RANK = "shape not known"
 SIZE_READ = "its size is read by the graph"
-
-Block = tuple[range, Shape]
-"""Neighbouring axes of the operand, and the sizes of the axes of the result that hold the same elements."""
-_Extent = tuple[int, tuple[str, ...]]
 
 
 def trace_transpose(call: Call) -> Effect:
@@ -115,25 +111,25 @@ def _trace_reshape(call: Call) -> Effect:
         return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
     if names is None:
         return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
-    before = _sizes(x.labels, x.shape)
+    before = sizes_of(x.labels, x.shape)
     after = _result_sizes(names, x.name, before, call.result_shape)
     if after is None or 0 in (*before, *after):
         return Effect(None, pins=((x.labels, NOT_WHOLE),))
-    blocks = _blocks(before, after)
+    blocks = blocks_of(before, after)
     effect = _moved(x, x.labels, blocks)
     if effect.output is not None:
         return effect if effect.pins else _following(call, x, names, after, effect.output)
-    spread = [why for _, why in effect.pins] == [NOT_WHOLE]
-    return _tied(call, x, names, after, blocks) if spread else effect
+    found = {NOT_WHOLE: _tied, UNKNOWN_SIZES: _repeated}.get("".join(why for _, why in effect.pins))
+    return effect if found is None else found(call, x, names, after, blocks)
 
 
 def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Block]) -> Effect:
     """A result over several axes of which the channels spread: those of one place on one of them are tied."""
     assert x.labels is not None
     refused = Effect(None, pins=((x.labels, NOT_WHOLE),))
-    labels = _narrow(x.labels)
+    labels = narrow(x.labels)
     # Positions instead of labels: some channels may be tied already.
-    grid = _reshaped(np.arange(labels.size).reshape(labels.shape), _sizes(labels, x.shape or ()), blocks)
+    grid = _reshaped(np.arange(labels.size).reshape(labels.shape), sizes_of(labels, x.shape or ()), blocks)
     if sum(n > 1 for n in labels.shape) != 1 or isinstance(grid, str):
         return refused
     varying = [axis for axis, n in enumerate(grid.shape) if n > 1]
@@ -152,6 +148,31 @@ def _tied(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Blo
     effect = _following(call, x, names, after, output)
     ties = ((np.broadcast_to(parts[:1], parts.shape), parts),)
     return effect if effect.output is None else dataclasses.replace(effect, ties=ties)
+
+
+def _repeated(call: Call, x: Value, names: Known, after: Shape, blocks: Sequence[Block]) -> Effect:
+    """Channels behind axes of unknown size (a batch that is merged with heads): all come again at every place of these.
+
+    Rows of the result that are several times as long have them several times. Of shorter ones several have them once:
+    channels that get the same place there are tied.
+    """
+    assert x.labels is not None
+    labels = narrow(x.labels)
+    own = int(np.argmax(labels.shape))
+    at = next(i for i, (axes, _) in enumerate(blocks) if own in axes)
+    axes, sizes = blocks[at]
+    # The last axes of the block, in which the places of the others follow one another.
+    end, size = sum(len(s) for _, s in blocks[: at + 1]) - 1, sizes[-1] if sizes and axes[-1] == own else None
+    count, rank = labels.size, sum(len(s) for _, s in blocks)
+    if count != labels.shape[own] or not isinstance(size, int) or size < 2:
+        return Effect(None, pins=((labels, UNKNOWN_SIZES),))
+    if size % count and count % size:
+        return Effect(None, pins=((labels, NOT_WHOLE),))
+    parts = np.resize(labels.reshape(-1), max(size, count)).reshape(-1, size)
+    output = parts[0].reshape([-1 if axis == end else 1 for axis in range(rank)])
+    effect = _following(call, x, names, after, output)
+    ties = ((np.broadcast_to(parts[:1], parts.shape), parts),)
+    return effect if effect.output is None or len(parts) < 2 else dataclasses.replace(effect, ties=ties)
 
 
 def trace_shape(call: Call) -> Effect:
@@ -205,14 +226,14 @@ def checked(call: Call, labels: IntArray, output: IntArray) -> Effect:
 
 def _moved(x: Value, labels: IntArray, blocks: Sequence[Block]) -> Effect:
     """Labels of a result that consists of blocks of the operand's elements."""
-    labels_now = _narrow(labels)
+    labels_now = narrow(labels)
     rank = sum(len(sizes) for _, sizes in blocks)
     if x.shape is not None and len(x.shape) != labels.ndim:
         return Effect(None, pins=((labels, UNKNOWN_RANK),))
     if labels_now.size == 1:
         # One label for all: it stays, because what is one channel here can't be cut further.
         return Effect(labels_now.reshape((1,) * rank), pins=((labels, NOT_WHOLE),))
-    output = _spread(labels_now, _sizes(labels, x.shape or (None,) * labels.ndim), blocks)
+    output = _spread(labels_now, sizes_of(labels, x.shape or (None,) * labels.ndim), blocks)
     return Effect(None, pins=((labels, output),)) if isinstance(output, str) else Effect(output)
 
 
@@ -238,83 +259,12 @@ def _reshaped(labels: IntArray, known: Shape, blocks: Sequence[Block]) -> IntArr
         sizes = [n for axis in axes if isinstance(n := known[axis], int)]
         if len(sizes) < len(axes):
             return UNKNOWN_SIZES
-        filled = _filled(after, math.prod(sizes))
-        if filled is None:
+        found = filled(after, math.prod(sizes))
+        if found is None:
             return NOT_WHOLE
-        shape += filled
+        shape += found
         wide[axes.start : axes.stop] = sizes
-    return _narrow(np.broadcast_to(labels, wide).reshape(shape))
-
-
-def _sizes(labels: IntArray, shape: Shape) -> Shape:
-    """Sizes of axes; labels know some that shape inference does not."""
-    return tuple(n if n > 1 else size for n, size in zip(labels.shape, shape, strict=True))
-
-
-def _narrow(labels: IntArray) -> IntArray:
-    """Extent 1 along every axis on which labels do not differ."""
-    for axis, size in enumerate(labels.shape):
-        first = labels[(slice(None),) * axis + (slice(1),)]
-        if size > 1 and (labels == first).all():
-            labels = first
-    return labels
-
-
-def _filled(sizes: Shape, count: int) -> list[int] | None:
-    """Sizes of axes that hold `count` elements together; at most one may be unknown."""
-    known = [n for n in sizes if isinstance(n, int)]
-    rest = math.prod(known)
-    if len(known) == len(sizes):
-        return known if rest == count else None
-    if len(known) < len(sizes) - 1 or count % rest:
-        return None
-    return [n if isinstance(n, int) else count // rest for n in sizes]
-
-
-def _blocks(before: Shape, after: Shape) -> list[Block]:
-    """The finest split of both shapes into blocks of the same elements that can be told; what is left is one block.
-
-    Leading sizes of equal product hold the same elements in the same order, and so do trailing ones.
-    """
-    front = _cuts(before, after)
-    back = [(len(before) - i, len(after) - j) for i, j in _cuts(before[::-1], after[::-1])]
-    i, j = front[-1]
-    cuts = sorted({*front, *(cut for cut in back if cut[0] >= i and cut[1] >= j), (len(before), len(after))})
-    return [(range(i, k), after[j:m]) for (i, j), (k, m) in itertools.pairwise(cuts)]
-
-
-def _cuts(before: Shape, after: Shape) -> list[tuple[int, int]]:
-    """Lengths of leading parts of equal extent, shortest first."""
-    cuts = [(0, 0)]
-    i = j = 1
-    while i <= len(before) and j <= len(after):
-        (a, b), (start, end) = cuts[-1], (i, j)
-        left, right = _extent(before[a:i]), _extent(after[b:j])
-        if left is None or right is None:
-            break
-        if left == right:
-            cuts.append((i, j))
-            i, j = i + 1, j + 1
-            continue
-        behind = _behind(left, right)
-        i, j = start + (behind <= 0), end + (behind >= 0)
-    return cuts
-
-
-def _behind(left: _Extent, right: _Extent) -> int:
-    """Which of two unequal extents has to grow to become the other: -1 the left, 1 the right, 0 both."""
-    if left[1] == right[1]:
-        return -1 if left[0] < right[0] else 1
-    lacks_left = any(left[1].count(s) < right[1].count(s) for s in right[1])
-    lacks_right = any(right[1].count(s) < left[1].count(s) for s in left[1])
-    return int(lacks_right) - int(lacks_left)
-
-
-def _extent(shape: Shape) -> _Extent | None:
-    """Number of elements as (known factor, symbols); None where a size is not known."""
-    if any(n is None for n in shape):
-        return None
-    return math.prod(n for n in shape if isinstance(n, int)), tuple(sorted(n for n in shape if isinstance(n, str)))
+    return narrow(np.broadcast_to(labels, wide).reshape(shape))
 
 
 def _names(call: Call, x: Value) -> Known | None:
@@ -346,7 +296,7 @@ def _said(entry: int | Size | None) -> int | str | None:
 def _following(call: Call, x: Value, names: Known, sizes: Shape, output: IntArray) -> Effect:
     """What the shape says of the axis with the channels: -1 and a copy follow by themselves, a number is rewritten."""
     assert x.labels is not None
-    labels = _narrow(x.labels)
+    labels = narrow(x.labels)
     before, after = int(np.argmax(labels.shape)), int(np.argmax(output.shape))
     line = output.reshape(-1)
     width = Size(x.name, before)

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_condense.data import Samples, spread
 from onnx_condense.metrics import Measurement
+from onnx_condense.options.yardstick import RELATIVE
 from onnx_condense.outcome import Candidate
 from onnx_condense.plan import IntArray
 from onnx_condense.proving.proof import Proof, Prover
@@ -18,6 +19,8 @@ from onnx_condense.report.data import Coverage, ThinSpace
 ROWS = 10.0
 # Where the error on unseen samples is this many times that on seen ones, these do not stand for those.
 APART = 2.0
+# Where so few of at least so many samples make half of a squared error, chance decides how many of these judge.
+RARE, MANY = 2, 100
 CONFIDENCE = 0.95
 # So many of the samples that were fitted on are measured at least, if there are as many.
 LEAST = 256
@@ -51,7 +54,26 @@ def covered(
     known = prover.judge(samples, indices).measure(fitted.model)
     found = summary(samples, indices, known, fitted.rows)
     found = dataclasses.replace(found, seen=found.seen * fitted.proved.unit)
-    return dataclasses.replace(fitted, coverage=found), notes(found, known, fitted.proved.value, seed)
+    return dataclasses.replace(fitted, coverage=found), [
+        *notes(found, known, fitted.proved.value, seed),
+        *rare(known, fitted.proved.measured),
+    ]
+
+
+def rare(known: Measurement, unseen: Measurement) -> list[str]:
+    """A warning, in words, where one or two samples make half of the squared error, be they seen or not."""
+    for measured, what in ((unseen, "judge"), (known, "were fitted on")):
+        nearest = measured.nearest
+        if nearest is None or nearest.metric != RELATIVE or len(nearest.squared) < MANY:
+            continue
+        largest = np.cumsum(np.sort(nearest.squared)[: -RARE - 1 : -1])
+        count = int(np.searchsorted(2 * largest, nearest.squared.sum(), side="right")) + 1
+        if count <= RARE:
+            text = (
+                f"{count} of {len(nearest.squared)} samples that {what} make{'s' * (count == 1)} more than half of the "
+            )
+            return [f"{text}squared error: how often such inputs come is not known from so few; give more samples"]
+    return []
 
 
 def notes(coverage: Coverage, known: Measurement, unseen: float, seed: int) -> list[str]:

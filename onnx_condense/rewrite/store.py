@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_condense.network.model import Network, replace_tensor
+from onnx_condense.network.names import Names
 from onnx_condense.plan import Operand
 from onnx_condense.rewrite.draft import Array, Draft
 
@@ -54,40 +55,13 @@ def _place(network: Network, uses: Mapping[str, Sequence[Operand]], root: str, o
     return _place(network, uses, source, [Operand(view.index, 0)])
 
 
-class _Names:
-    """Fresh names; nodes and tensors share one supply, since ONNX Runtime wants node names to be unique too."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        graph = proto.graph
-        self._taken = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-        self._taken |= {v.name for v in graph.value_info} | {s.values.name for s in graph.sparse_initializer}
-        self._add(graph)
-
-    def _add(self, graph: onnx.GraphProto) -> None:
-        """Bodies may not define a name that is known outside."""
-        for node in graph.node:
-            self._taken.update((*node.input, *node.output, node.name))
-            for attribute in node.attribute:
-                for body in (attribute.g, *attribute.graphs):
-                    self._taken |= {v.name for v in body.input} | {t.name for t in body.initializer}
-                    self._add(body)
-
-    def fresh(self, wish: str) -> str:
-        name, count = wish, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wish}_{count}"
-        self._taken.add(name)
-        return name
-
-
 class Store:
     """The stored tensors of the copy, by name."""
 
     def __init__(self, network: Network, proto: onnx.ModelProto) -> None:
         self.proto = proto
         self._network = network
-        self._names = _Names(proto)
+        self._names = Names(proto)
         self._tensors = {t.name: t for t in proto.graph.initializer}
         self.casts: list[onnx.NodeProto] = []
         self._declared = {v.name: v for v in proto.graph.value_info}

@@ -245,12 +245,6 @@ class Maker:
             self.progress("verifying", 0.85)
             found = self.made(route, at, back_offs)
             excess = found.proved.excess(gate)
-            if excess > 1.0 and not back_offs and self.goal.fits:
-                # Few samples said which kind of refit is better: the other one may do.
-                other = dataclasses.replace(route, staged=not route.staged)
-                second = self.made(other, at)
-                if second.proved.excess(gate) < excess:
-                    route, found, excess = other, second, second.proved.excess(gate)
             if excess <= 1.0:
                 little = too_little(route.fitter.network, found, self.goal)
                 self.notes += [little] if little else []

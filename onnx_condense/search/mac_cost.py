@@ -14,8 +14,8 @@ from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse
 
 _Dim = int | str | None
 _Place = str | tuple[int, int]
-# Positions that stay as they are, and per space how many positions each of its channels owns.
-_Axis = tuple[_Dim, tuple[tuple[int, float], ...]]
+# Positions that stay as they are, and per space how many positions each channel that may go owns; how many may not.
+_Axis = tuple[_Dim, tuple[tuple[int, float, int], ...]]
 
 
 class MacCosts:
@@ -27,7 +27,8 @@ class MacCosts:
 
     def __init__(self, network: Network, view: ChannelView) -> None:
         self._full = [s.width for s in view.spaces]
-        self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels}
+        self._stay = [int(s.pinned.sum()) for s in view.spaces]
+        self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels[~s.pinned]}
         self._shapes = known_shapes(network)
         # By tensor, and of constants by node and position: uses of one constant may be cut apart.
         self._cut: dict[_Place, tuple[_Axis, ...]] = {}
@@ -46,7 +47,7 @@ class MacCosts:
         for index, node in enumerate(network.proto.graph.node):
             if count := node_macs(node, shapes_around(node, self._shapes)):
                 places = self._places(index, node)
-                spaces = {s for place in places for _, own in self._cut.get(place, ()) for s, _ in own}
+                spaces = {s for place in places for _, own in self._cut.get(place, ()) for s, *_ in own}
                 if spaces:
                     self._nodes.append((node, places, tuple(sorted(spaces))))
                 else:
@@ -73,10 +74,11 @@ class MacCosts:
 
     def _axis(self, dim: _Dim, labels: IntArray) -> _Axis:
         owners = [self._space.get(c, -1) for c in labels.tolist() if c != PINNED]
-        own = tuple((s, owners.count(s) / self._full[s]) for s in sorted(set(owners)) if s >= 0)
-        if not own or dim != len(labels):
+        found, stay, full = [s for s in sorted(set(owners)) if s >= 0], self._stay, self._full
+        if not found or dim != len(labels):
             return dim, ()
-        return len(labels) - sum(owners.count(s) for s, _ in own), own
+        own = tuple((s, owners.count(s) / (full[s] - stay[s]), stay[s]) for s in found)
+        return len(labels) - sum(owners.count(s) for s in found), own
 
     def total(self, widths: Sequence[int]) -> int:
         """Multiply-accumulates at these widths, one per space of the view."""
@@ -105,7 +107,7 @@ class MacCosts:
 
 def _size(axis: _Axis, widths: Sequence[int]) -> _Dim:
     fixed, own = axis
-    return fixed + round(sum(widths[s] * per for s, per in own)) if isinstance(fixed, int) else fixed
+    return fixed + round(sum((widths[s] - stay) * per for s, per, stay in own)) if isinstance(fixed, int) else fixed
 
 
 def _line(labels: IntArray, axis: int) -> IntArray:

@@ -1,0 +1,158 @@
+"""Einsums with a stored weight, as the products that they are.
+
+A rule for channels knows products of matrices and stacks of matrices. An Einsum of a tensor and a weight that sums over
+one axis is such a product once axes stand where a product has them. Weights are laid out anew by nodes on what is
+stored, which run once when a network is loaded; of the tensors, no more is transposed than an Einsum does inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnx_condense.network.live import DEFAULTS, prune
+from onnx_condense.network.model import Network
+from onnx_condense.network.names import Names
+from onnx_condense.network.nodes import Node
+
+# From this opset on Unsqueeze has its axes as an operand.
+_OPERANDS = 13
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """One product: letters of the axes of both operands and of the result, as a MatMul has them; "1": an axis of one.
+
+    at: which operand is the weight. first: which operand stands on the left.
+    """
+
+    at: int
+    first: int
+    weight: str
+    given: str
+    result: str
+
+
+def multiplied(network: Network) -> Network:
+    """A network with products for its Einsums; `network` itself where none is a product with a stored weight."""
+    found = {node.index: product for node in network.nodes if (product := _product(network, node))}
+    if not found:
+        return network
+    proto = onnx.ModelProto()
+    proto.CopyFrom(network.proto)
+    writer = _Writer(proto)
+    for index in sorted(found, reverse=True):
+        made = writer.nodes(network.nodes[index], found[index])
+        del proto.graph.node[index]
+        for node in reversed(made):
+            proto.graph.node.insert(index, node)
+    prune(proto.graph, interface=proto.ir_version >= DEFAULTS)
+    return Network(proto, network.path, network.given)
+
+
+def _product(network: Network, node: Node) -> _Product | None:
+    """The product that a node is, or None."""
+    hidden = {("", "Einsum"), ("", "MatMul"), ("", "Transpose"), ("", "Unsqueeze"), ("", "Squeeze")} & network.functions
+    stored = [bool(network.root(name)) for name in node.inputs]
+    if node.domain or node.op != "Einsum" or hidden or len(stored) != 2 or sum(stored) != 1:
+        return None
+    at = stored.index(True)
+    terms = _terms(str(node.attributes.get("equation", "")))
+    shapes = [network.shape(name) for name in node.inputs]
+    ranks = [None if shape is None else len(shape) for shape in shapes]
+    if not terms or ranks != [len(term) for term in terms[:2]] or network.dtype(node.inputs[at]).kind != "f":
+        return None
+    return _laid_out(at, terms[at], terms[1 - at], terms[2])
+
+
+def _terms(equation: str) -> tuple[str, str, str] | None:
+    """Letters of two operands and of the result, every one once in a term; None for what says less or more."""
+    sides = equation.replace(" ", "").split("->")
+    terms = [*sides[0].split(","), *sides[1:]]
+    plain = len(sides) == 2 and len(terms) == 3 and all(t.isalpha() or not t for t in terms)
+    if not plain or any(len(set(t)) < len(t) for t in terms):
+        return None
+    return terms[0], terms[1], terms[2]
+
+
+def _laid_out(at: int, weight: str, given: str, result: str) -> _Product | None:
+    """How a product does it with fewest transpositions of tensors."""
+    summed = [n for n in weight if n in given and n not in result]
+    alone = (set(weight) ^ set(given)) - set(result)
+    stack = [n for n in result if n in weight and n in given]
+    own = [n for n in result if n in weight and n not in given]
+    rows = [n for n in result if n in given and n not in weight]
+    if len(summed) != 1 or alone or not own:
+        return None
+    c, head = summed[0], "".join([*stack, *own[:-1]])
+    # Axes of one before all others go without saying.
+    ones, room = "1" * max(len(rows) - 1, 0) if head else "", "1" * len(own[:-1]) if stack else ""
+    tail = "".join(rows) or "1"
+    found = [_Product(at, 1 - at, head + ones + c + own[-1], "".join(stack) + room + tail + c, head + tail + own[-1])]
+    if rows:
+        before, last = "".join(rows[:-1]), rows[-1]
+        tensor = "".join(stack) + room + before + c + last
+        found.append(_Product(at, at, head + ones + own[-1] + c, tensor, head + before + own[-1] + last))
+    return min(found, key=lambda p: (_plain(p.given) != given) + (_plain(p.result) != result))
+
+
+def _plain(letters: str) -> str:
+    return letters.replace("1", "")
+
+
+class _Writer:
+    """Makes nodes for one network."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._names = Names(proto)
+        self._opset = next(o.version for o in proto.opset_import if o.domain in {"", "ai.onnx"})
+        self._made: list[onnx.NodeProto] = []
+
+    def nodes(self, node: Node, product: _Product) -> list[onnx.NodeProto]:
+        """What takes the place of an Einsum; the product bears its name."""
+        self._made = []
+        terms = _terms(str(node.attributes["equation"]))
+        assert terms is not None
+        at = product.at
+        weight = self._arranged(node.inputs[at], terms[at], product.weight)
+        given = self._arranged(node.inputs[1 - at], terms[1 - at], product.given)
+        sides = [weight, given] if product.first == at else [given, weight]
+        last = product.result == terms[2]
+        out = node.outputs[0] if last else self._names.fresh(f"{node.outputs[0]}_product")
+        self._made.append(helper.make_node("MatMul", sides, [out], name=node.name))
+        if not last:
+            self._back(out, product.result, terms[2], node.outputs[0])
+        return self._made
+
+    def _arranged(self, name: str, letters: str, wanted: str) -> str:
+        """A tensor with its axes in the order wanted, and axes of one between them."""
+        plain = _plain(wanted)
+        if plain != letters:
+            name = self._node("Transpose", name, perm=[letters.index(n) for n in plain])
+        ones = [at for at, n in enumerate(wanted) if n == "1"]
+        return self._sized("Unsqueeze", name, ones) if ones else name
+
+    def _back(self, name: str, letters: str, wanted: str, out: str) -> None:
+        ones, plain = [at for at, n in enumerate(letters) if n == "1"], _plain(letters)
+        if ones:
+            name = self._sized("Squeeze", name, ones, out if plain == wanted else "")
+        if plain != wanted:
+            self._node("Transpose", name, out, perm=[plain.index(n) for n in wanted])
+
+    def _sized(self, op: str, name: str, axes: Sequence[int], out: str = "") -> str:
+        if self._opset < _OPERANDS:
+            return self._node(op, name, out, axes=list(axes))
+        stored = self._names.fresh("axes")
+        value = numpy_helper.from_array(np.array(axes, np.int64))
+        self._made.append(helper.make_node("Constant", [], [stored], value=value))
+        return self._node(op, name, out, stored)
+
+    def _node(self, op: str, name: str, out: str = "", *more: str, **attributes: Any) -> str:
+        out = out or self._names.fresh(f"{name}_{op}")
+        self._made.append(helper.make_node(op, [name, *more], [out], **attributes))
+        return out

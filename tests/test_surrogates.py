@@ -1,0 +1,220 @@
+"""What networks in solvers' inner loops are made of: ensembles, labels, weights that are worked out, rare inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from builders import Array, assert_same_outputs, feed_for, outputs, text_model
+from onnx import helper, numpy_helper
+
+from onnx_condense import condense
+from onnx_condense.metrics import Measurement
+from onnx_condense.metrics.measurement import OutputMeasure
+from onnx_condense.network.folded import folded
+from onnx_condense.network.live import live
+from onnx_condense.network.model import load
+from onnx_condense.network.multiplied import multiplied
+from onnx_condense.proving.coverage import rare
+
+HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
+F = np.float32
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F)
+
+
+# ---- ensembles: a stack of matrices, one for each member ----
+
+
+def ensemble(places: tuple[int, ...], *, left: bool = False) -> onnx.ModelProto:
+    """A stack of nets 4 - 3 - 2 on one input, of which channel 2 copies another channel in each member: `places`."""
+    first, second = normal(len(places), 4, 3), normal(len(places), 3, 2, seed=1)
+    for member, place in enumerate(places):
+        first[member, :, 2] = first[member, :, place]
+    stored = {"w": first, "v": second, "axes": np.array([0])}
+    products = "z = MatMul(x, w) h = Tanh(z) m = MatMul(h, v)"
+    shapes = "float[N, 4] x) => (float[N, 2]"
+    if left:
+        stored |= {"w": np.swapaxes(first, 1, 2), "v": np.swapaxes(second, 1, 2)}
+        products = "t = Transpose<perm = [1, 0]>(x) z = MatMul(w, t) h = Tanh(z) n = MatMul(v, h) "
+        products += "m = Transpose<perm = [0, 2, 1]>(n)"
+    return text_model(f"{HEAD} agraph ({shapes} y) {{ {products} y = ReduceMean<keepdims = 0>(m, axes) }}", stored)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_each_member_of_a_stack_is_fitted_on_what_it_reads(left: bool) -> None:
+    """Channel 2 copies channel 0 in one member and channel 1 in the others: it can go, by other columns in each."""
+    proto = ensemble((0, 1, 1), left=left)
+    found = condense(proto, calibration=normal(1000, 4, seed=3), tolerance=1e-3, threads=1, allow_slower=True)
+    assert next((s.before, s.after) for s in found.report.spaces) == (3, 2)
+    assert_same_outputs(proto, found.model, eps=1e-4)
+
+
+# ---- labels ----
+
+
+def test_a_classifier_that_gives_words() -> None:
+    labels = np.array(["ignites", "extinguishes", "neither"], object)
+    stored = {"w": normal(5, 12), "v": np.repeat(normal(4, 3, seed=1), 3, axis=0)}
+    stored["w"][:, :] = np.repeat(stored["w"][:, ::3], 3, axis=1)
+    text = f"{HEAD} agraph (float[N, 5] x) => (string[N] label, float[N, 3] p) {{ "
+    text += "z = MatMul(x, w) h = Relu(z) q = MatMul(h, v) p = Softmax(q) a = ArgMax<axis = 1, keepdims = 0>(q) "
+    proto = text_model(text + "label = Gather(labels, a) }", {**stored, "labels": labels})
+    found = condense(proto, calibration=normal(400, 5, seed=3), tolerance=0.05, threads=1, allow_slower=True)
+    assert found.report.status == "condensed"
+    assert next(s.after for s in found.report.spaces) <= 4
+
+
+# ---- weights that are worked out ----
+
+
+def worked_out(made: str, stored: dict[str, Array], more: str = "") -> onnx.ModelProto:
+    """From x by MatMul, Tanh and MatMul with a weight v [6, 2] that some nodes make."""
+    text = f"{HEAD} agraph (float[N, 4] x{more}) => (float[N, 2] y) {{ {made} "
+    return text_model(text + "z = MatMul(x, w) h = Tanh(z) y = MatMul(h, v) }", {"w": normal(4, 6), **stored})
+
+
+NORMED = "length = ReduceL2<keepdims = 1>(d, axes) unit = Div(d, length) v = Mul(unit, g)"
+PARTS = {"d": normal(6, 2, seed=1), "g": normal(1, 2, seed=2), "axes": np.array([0])}
+MADE = {
+    "direction and length": (NORMED, PARTS),
+    "positive": ("e = Exp(d) v = Neg(e)", {"d": normal(6, 2, seed=1)}),
+    "of two": ("v = Mul(d, c)", {"d": normal(6, 2, seed=1), "c": normal(6, 2, seed=2)}),
+}
+
+
+@pytest.mark.parametrize(("made", "stored"), MADE.values(), ids=MADE)
+def test_a_weight_worked_out_from_stored_numbers_is_a_weight(made: str, stored: dict[str, Array]) -> None:
+    proto = worked_out(made, stored)
+    # Two channels that are one.
+    w = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    w[:, 5] = w[:, 4]
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(w, proto.graph.initializer[0].name))
+    found = condense(proto, threads=1)
+    assert next((s.before, s.after) for s in found.report.spaces) == (6, 5)
+    assert_same_outputs(proto, found.model)
+    assert [n.op_type for n in found.model.graph.node if n.op_type != "Constant"] == ["MatMul", "Tanh", "MatMul"]
+
+
+LARGER: dict[str, tuple[str, dict[str, Array]]] = {
+    "quantized": (
+        "f = DequantizeLinear(d, one) v = Identity(f)",
+        {"d": np.arange(12, dtype=np.int8).reshape(6, 2), "one": np.array(0.1, F)},
+    ),
+    "low rank": ("v = MatMul(d, c)", {"d": normal(6, 1, seed=1), "c": normal(1, 2, seed=2)}),
+    "drawn": ("n = RandomNormalLike(d) v = Mul(n, d)", {"d": normal(6, 2, seed=1)}),
+    "read elsewhere": (
+        "e = Exp(d) v = Neg(e) s = Shape(x) i = Gather(s, at) r = Gather(d, i)",
+        {"d": normal(6, 2, seed=1), "at": np.array(1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+def test_what_would_take_more_room_or_is_drawn_stays(kind: str) -> None:
+    made, stored = LARGER[kind]
+    proto = worked_out(made, stored)
+    if kind == "read elsewhere":
+        proto.graph.output.append(helper.make_tensor_value_info("r", 1, [2]))
+    network = live(load(proto))
+    assert folded(network) is network
+
+
+def test_a_default_that_callers_may_override_stays() -> None:
+    proto = worked_out("v = Exp(d)", {"d": normal(6, 2, seed=1)}, ", float[6, 2] d")
+    network = live(load(proto))
+    assert "d" in network.overridable
+    assert folded(network) is network
+
+
+# ---- Einsums ----
+
+AS_PRODUCTS = """
+bi,io->bo bi,oi->bo bti,io->bto bi,eij->ebj ebi,eij->ebj beh,eho->beo bi,eih->beh bixy,ioxy->boxy bi,ihd->bhd
+bci,oi->bco bct,oc->bot btqi,ieo->bteqo bthi,hio->obth i,io->o ei,eio->oe
+"""
+
+
+def einsum(equation: str, at: int, opset: int) -> tuple[onnx.ModelProto, Array]:
+    """An Einsum of x and a stored w, which is operand `at`, and the value of w; every letter has a size of its own."""
+    terms = equation.replace("->", ",").split(",")
+    letters = sorted({n for n in equation if n.isalpha()})
+    sizes = [[2 + letters.index(n) for n in term] for term in terms]
+    given = {"w": normal(*sizes[at])}
+    ends = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", sizes[1 - at]), ("y", sizes[2]))]
+    node = helper.make_node("Einsum", ["w", "x"] if at == 0 else ["x", "w"], ["y"], equation=equation, name="sum")
+    stored = [numpy_helper.from_array(value, name) for name, value in given.items()]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), given["w"]
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("equation", AS_PRODUCTS.split())
+def test_an_einsum_with_a_weight_is_a_product(equation: str, at: int, opset: int) -> None:
+    if at == 0:
+        first, second, result = equation.replace("->", ",").split(",")
+        equation = f"{second}, {first} -> {result}"
+    proto, w = einsum(equation.replace(" ", ""), at, opset)
+    found = multiplied(live(load(proto)))
+    assert {n.op for n in found.nodes} <= {"MatMul", "Transpose", "Unsqueeze", "Squeeze", "Constant"}
+    (product,) = (n for n in found.nodes if n.op == "MatMul")
+    assert product.name == "sum"
+    onnx.checker.check_model(found.proto, full_check=True)
+    x = feed_for(proto)["x"]
+    expected = np.einsum(equation, *((w, x) if at == 0 else (x, w)))
+    np.testing.assert_allclose(outputs(found.proto, {"x": x})[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("equation", ["bi,i->b", "bi,io->b", "bii,io->bo", "bij,ijo->bo", "bi,ij->bij", "bij,io->bo"])
+def test_what_is_no_product_of_matrices_stays_an_einsum(equation: str) -> None:
+    network = live(load(einsum(equation, 1, 18)[0]))
+    assert multiplied(network) is network
+
+
+def test_no_more_is_transposed_than_has_to_be() -> None:
+    """The weight stands on the side where channels lie; where an axis of a stack leads, nothing is moved."""
+    for equation, at in (("bct,oc->bot", 1), ("oc,bct->bot", 0), ("ebi,eij->ebj", 1), ("bi,eij->ebj", 1)):
+        ops = [n.op for n in multiplied(live(load(einsum(equation, at, 18)[0]))).nodes]
+        assert "Transpose" not in ops, equation
+
+
+def test_channels_between_einsums_go() -> None:
+    """Experts that read one input, mixed by a gate: channel 2 copies another one in each of them."""
+    first, second = normal(3, 4, 3), normal(3, 3, 2, seed=1)
+    for member, place in enumerate((0, 1, 1)):
+        first[member, :, 2] = first[member, :, place]
+    text = f"{HEAD} agraph (float[N, 4] x, float[N, 3] g) => (float[N, 2] y) {{ "
+    text += 'z = Einsum<equation = "bi,eih->beh">(x, w) h = Tanh(z) m = Einsum<equation = "beh,eho->beo">(h, v) '
+    proto = text_model(text + 'y = Einsum<equation = "beo,be->bo">(m, g) }', {"w": first, "v": second})
+    calibration = {"x": normal(1000, 4, seed=3), "g": normal(1000, 3, seed=4)}
+    found = condense(proto, calibration=calibration, tolerance=1e-3, threads=1, allow_slower=True)
+    assert next((s.before, s.after) for s in found.report.spaces) == (3, 2)
+    assert_same_outputs(proto, found.model, eps=1e-4)
+
+
+# ---- rare samples ----
+
+
+def measured(squared: Array, metric: str = "relative") -> Measurement:
+    output = OutputMeasure("y", squared, np.ones(len(squared)), 0.0, None, metric=metric)
+    return Measurement((output,), np.arange(len(squared)))
+
+
+def test_it_is_told_where_one_sample_makes_the_error() -> None:
+    even, one, two = np.ones(200), np.ones(200), np.ones(200)
+    one[7], two[:2] = 300.0, 150.0
+    assert rare(measured(even), measured(even)) == []
+    (note,) = rare(measured(even), measured(one))
+    assert note.startswith("1 of 200 samples that judge makes more than half")
+    (note,) = rare(measured(two), measured(even))
+    assert note.startswith("2 of 200 samples that were fitted on make more than half")
+
+
+def test_nothing_is_told_of_few_samples_no_error_or_other_metrics() -> None:
+    few, one = np.zeros(50), np.zeros(200)
+    few[0] = one[0] = 1.0
+    for found in (measured(few), measured(np.zeros(200)), measured(one, "max-abs")):
+        assert rare(found, found) == []
