@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from onnx_condense.tuner import Tuner, check_trainable
 from onnx_condense.wording import counted
 
 if TYPE_CHECKING:
+    from onnx_condense.metrics import Judge
     from onnx_condense.tune import Teacher
 
 Calibration = Any
@@ -112,7 +113,11 @@ class Run:
             raise CalibrationError("calibration-few", text)
         shares = split(samples, self.goal.seed, separate_verification=verification is not None)
         judged = shares.verify if verification is None else np.arange(len(judged_by))
-        proof = self.prover.on_samples(judged_by, judged)
+        seen = coverage.seen(shares.fit, len(judged))
+        known = functools.cache(lambda: self.prover.judge(samples, seen))
+        # Judges that were brought along may be of another kind.
+        beside = known if verification is None else None
+        proof = dataclasses.replace(self.prover.on_samples(judged_by, judged), known=beside)
         self.notes += proof.judge.notes
         self._time_widths(proof)
         # Other methods are shown alone: see `methods`.
@@ -121,11 +126,18 @@ class Run:
         roles = Shares(samples, shares.fit, shares.search, proof)
         fitted = self._fitted(exact, roles, self._tuner(roles, further, (judged_by, judged)))
         exact = None if self.reuse and not self.reuse.complete else exact
-        if fitted and fitted.rows:
-            fitted, notes = coverage.covered(fitted, self.prover, samples, shares.fit, proof, self.goal.seed)
-            self.notes += notes
+        fitted = fitted and self._covered(fitted, samples, seen, known)
         found = self._finished(self._small_enough([c for c in (fitted, exact) if c]), proof)
         return dataclasses.replace(found, front=self._front(exact, proof)) if self.goal.front else found
+
+    def _covered(self, fitted: Candidate, samples: Samples, seen: IntArray, known: Callable[[], Judge]) -> Candidate:
+        """The candidate with what samples that it was fitted on say, if it was fitted on any."""
+        if not fitted.rows:
+            return fitted
+        measured = fitted.proved.known or known().measure(fitted.model)
+        found, notes = coverage.covered(fitted, samples, seen, measured, self.goal.seed)
+        self.notes += notes
+        return found
 
     def _fitted(self, exact: Candidate | None, shares: Shares, tuner: Tuner | None) -> Candidate | None:
         """What goes further than exact steps, by a search or a saved plan; None where nothing does.

@@ -305,3 +305,64 @@ def test_a_profile_that_fails_throws_no_result_away(error: Exception, monkeypatc
     assert found.status == "condensed"
     assert any("no room" in note for note in found.notes)
     assert all(row.ms is None for row in found.spaces)
+
+
+# ---- samples that were fitted on ----
+
+
+def measured(error: float, count: int) -> Measurement:
+    """Each sample errs as much, of a spread of 1."""
+    output = OutputMeasure("y", np.full(count, error**2), np.ones(count), 0.0, None)
+    return Measurement((output,), np.arange(count))
+
+
+@pytest.mark.parametrize(
+    ("known", "ratio"),
+    [(0.009, 0.8), (0.01, 0.8), (0.02, np.sqrt((100 * 0.8**2 + 300 * 2.0**2) / 400)), (np.inf, np.inf)],
+)
+def test_the_gate_holds_with_samples_that_were_fitted_on_too(known: float, ratio: float) -> None:
+    """Where chance keeps rare large errors from those that judge."""
+    found = Proved(measured(0.008, 100), known=measured(known, 300))
+    assert found.excess(0.01) == pytest.approx(ratio)
+    assert ("fitted on included" in found.worst(0.01)) == (ratio > 0.8)
+    assert found.value == pytest.approx(0.008)
+    assert Proved(measured(0.008, 100)).excess(0.01) == pytest.approx(0.8)
+
+
+def test_the_largest_difference_is_the_larger_one_of_both_kinds_of_samples() -> None:
+    pair = [OutputMeasure("y", np.full(9, e), np.ones(9), 0.0, None, metric="max-abs") for e in (0.008, 0.02)]
+    first, second = (Measurement((o,), np.arange(9)) for o in pair)
+    found = Proved(first, known=second)
+    assert found.excess(0.01) == pytest.approx(second.value / 0.01)
+    assert second.value > 0.01
+
+
+def test_what_errs_more_on_samples_that_were_fitted_on_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = condense(mlp(), calibration=X, tolerance=0.05, threads=1)
+    judges: list[Judge] = []
+
+    def known(self: Any, samples: Any, indices: Any, *args: Any, **options: Any) -> Judge:
+        judge = make(self, samples, indices, *args, **options)
+        if not options and not args:
+            judges.append(judge)
+        return judge
+
+    def measure(self: Judge, model: Any) -> Measurement:
+        found = look(self, model)
+        return worse(found, 3.0) if self in judges else found
+
+    make, look = Prover.judge, Judge.measure
+    monkeypatch.setattr(Prover, "judge", known)
+    monkeypatch.setattr(Judge, "measure", measure)
+    strict = condense(mlp(), calibration=X, tolerance=0.05, threads=1)
+    assert judges
+    assert strict.report.error is not None
+    assert strict.report.error.back_offs > 0
+    assert strict.report.parameters is not None
+    assert plain.report.parameters is not None
+    assert strict.report.parameters.after > plain.report.parameters.after
+    # Samples that were brought to judge by stand alone.
+    judges.clear()
+    alone = condense(mlp(), calibration=X, verification=X[:200], tolerance=0.05, threads=1)
+    assert alone.report.error is not None
+    assert alone.report.error.back_offs == 0

@@ -12,7 +12,6 @@ from onnx_condense.metrics import Measurement
 from onnx_condense.options.yardstick import RELATIVE
 from onnx_condense.outcome import Candidate
 from onnx_condense.plan import IntArray
-from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.report.data import Coverage, ThinSpace
 
 # Fewer rows than this per kept channel leave a least-squares fit to chance.
@@ -47,11 +46,17 @@ def summary(samples: Samples, indices: IntArray, known: Measurement, rows: Mappi
 
 
 def covered(
-    fitted: Candidate, prover: Prover, samples: Samples, fit: IntArray, proof: Proof, seed: int
+    fitted: Candidate, samples: Samples, indices: IntArray, known: Measurement, seed: int
 ) -> tuple[Candidate, list[str]]:
-    """The candidate with what the samples that it was fitted on say of those that judge it, and warnings."""
-    indices = seen(fit, proof.count)
-    known = prover.judge(samples, indices).measure(fitted.model)
+    """The candidate with what samples that it was fitted on say of those that judge it, and warnings.
+
+    Args:
+        fitted: the candidate.
+        samples: the calibration.
+        indices: of it, samples that were fitted on.
+        known: its error on these.
+        seed: of the confidence bound.
+    """
     found = summary(samples, indices, known, fitted.rows)
     found = dataclasses.replace(found, seen=found.seen * fitted.proved.unit)
     return dataclasses.replace(fitted, coverage=found), [

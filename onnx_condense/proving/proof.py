@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx_condense.errors import CalibrationError, ModelError, UsageError
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.network.external import external_tensors
 from onnx_condense.network.model import Network, inlined, serialized
-from onnx_condense.options.yardstick import Yardstick
+from onnx_condense.options.yardstick import MAX_ABS, Yardstick
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import footprint, latency, profiled
 from onnx_condense.proving.feeding import latency_batch, rows_per_pass, timed_feeds
@@ -34,6 +34,7 @@ from onnx_condense.runtime import CPU, Feed, Runtime, first_line
 CHECKED = 64
 # Either network rounds, so each may lie this far from what it is without.
 SIDES = 2.0
+POOLED = "samples that were fitted on included"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Proved:
     """Errors of a network: optimizations off, and as it is served, (setting, error) each.
 
     relative: the same by relative errors, where another metric or tolerances by output judge.
+    known: with optimizations off on samples that were fitted on, if these were looked at.
     """
 
     measured: Measurement
     served: tuple[tuple[Setting, float], ...] = ()
     relative: Proved | None = None
+    known: Measurement | None = None
 
     @property
     def value(self) -> float:
@@ -84,8 +87,20 @@ class Proved:
     def _over(self, gate: float) -> list[tuple[float, float, str]]:
         """Error over what it may be, error, and in which setting."""
         errors = [(self.value, gate, "")]
-        errors += [(error, gate + SIDES * at.rounding, at.provider) for at, error in self.served]
-        return [(_ratio(error, bound), error, provider) for error, bound, provider in errors]
+        if self.known is not None and not self.known.value <= gate:
+            errors.append((self._pooled(self.known), gate, POOLED))
+        errors += [(error, gate + SIDES * at.rounding, f"optimized, {at.provider}") for at, error in self.served]
+        return [(_ratio(error, bound), error, setting) for error, bound, setting in errors]
+
+    def _pooled(self, known: Measurement) -> float:
+        """The error over both kinds of samples: where errors are rare and large few samples say little.
+
+        Of means of squares; that of other means is no larger. A largest error is the larger one.
+        """
+        if known.nearest is not None and known.nearest.metric == MAX_ABS:
+            return known.value
+        counts = [len(m.groups) for m in (self.measured, known)]
+        return math.sqrt(sum(n * v**2 for n, v in zip(counts, (self.value, known.value), strict=True)) / sum(counts))
 
     def excess(self, gate: float) -> float:
         """The largest error over what it may be; gate: the tolerance with optimizations off."""
@@ -93,8 +108,8 @@ class Proved:
 
     def worst(self, gate: float) -> str:
         """The error that `excess` speaks of, in words, with the setting if optimizations and provider make it."""
-        _, error, provider = max(self._over(gate), key=lambda o: o[0])
-        return f"{error * self.unit:.3g}" + (f" (optimized, {provider})" if provider else "")
+        _, error, setting = max(self._over(gate), key=lambda o: o[0])
+        return f"{error * self.unit:.3g}" + (f" ({setting})" if setting else "")
 
     def told(self, gate: float | None) -> tuple[Served, ...]:
         """For the report."""
@@ -118,7 +133,8 @@ class Proof:
 
     count: samples that judge it. feeds: some of them as feeds, for the check against the plan.
     timed: (samples, feed) to time both networks on; single: one sample as a feed.
-    settings: the ways of serving to judge it in as well.
+    settings: the ways of serving to judge it in as well. known: a judge on samples that were fitted on, made when asked
+    for; None where these do not stand beside those that judge.
     """
 
     judge: Judge
@@ -127,6 +143,7 @@ class Proof:
     timed: Sequence[tuple[int, Feed]]
     single: Feed
     settings: tuple[Setting, ...] = ()
+    known: Callable[[], Judge] | None = None
 
     def measure(self, model: onnx.ModelProto | Path) -> Proved:
         """The errors of a network."""
@@ -136,7 +153,8 @@ class Proof:
             found = setting.judge.measure(model)
             served.append((setting, found.value))
             relative.append((dataclasses.replace(setting, rounding=setting.relative), found.relative.value))
-        return Proved(measured, tuple(served), Proved(measured.relative, tuple(relative)))
+        known = self.known and self.known().measure(model)
+        return Proved(measured, tuple(served), Proved(measured.relative, tuple(relative)), known)
 
 
 def _as_given(network: Network) -> Path | onnx.ModelProto:

@@ -133,7 +133,8 @@ class Maker:
             self.notes.append(f"{GIVEN_BACK}they would store copies of weights that are used often")
             return None
         self.prover.check(self.network, self.view, plan, condensed, proof)
-        proved = proof.measure(condensed)
+        # Nothing was fitted.
+        proved = dataclasses.replace(proof, known=None).measure(condensed)
         # Exact is what rounding explains, in relative error, however much another metric allows.
         bound = min(EXACT * rounding_level(self.network, self.view), LARGEST_ROUNDING)
         plain = self.goal.lossless or (self.goal.metric == RELATIVE and not self.goal.tolerances)
