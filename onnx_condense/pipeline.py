@@ -10,12 +10,6 @@ from typing import Any
 
 import onnx
 
-from onnx_condense.network.folded import folded
-from onnx_condense.network.live import live
-from onnx_condense.network.model import load
-from onnx_condense.network.multiplied import multiplied
-from onnx_condense.network.parted import parted
-from onnx_condense.network.settled import settled
 from onnx_condense.options.control import Control
 from onnx_condense.options.goal import Goal, Threshold, by_pattern, check_goal
 from onnx_condense.options.limits import Limits, Multiple
@@ -23,12 +17,12 @@ from onnx_condense.options.tuning import AUTO as AUTO_LOSS
 from onnx_condense.options.tuning import tune_of
 from onnx_condense.options.yardstick import RELATIVE, Metric, Tolerance, wish_for
 from onnx_condense.outcome import Condensed
+from onnx_condense.ready import ready
 from onnx_condense.run import Run
 from onnx_condense.runtime import CPU, Runtime, limited_threads
 from onnx_condense.saved.plans import Document
 from onnx_condense.saved.reuse import document_of, goal_by, wish_by
 from onnx_condense.search.candidates import Progress
-from onnx_condense.spaces import find_spaces
 from onnx_condense.synthetic import wish_of
 
 Calibration = Any
@@ -172,8 +166,7 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
     started = time.monotonic()
     runtime = Runtime(providers, threads)
     with limited_threads(threads):
-        network = parted(settled(multiplied(folded(live(load(model))))), lambda found: find_spaces(found).labels)
-        run = Run(network, runtime, goal, progress or (lambda _, __: None), given)
+        run = Run(ready(model), runtime, goal, progress or (lambda _, __: None), given)
         if run.reuse and run.reuse.idle:
             found = run.as_it_is(f"{run.reuse.label} leaves every layer as it is")
         else:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "options",
         "outcome",
         "proving",
+        "ready",
         "saved",
         "search",
         "synthetic",

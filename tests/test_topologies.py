@@ -95,7 +95,7 @@ def test_free_is_what_a_row_or_column_of_a_space_that_narrows_owns(topologies: M
 
 
 def test_what_holds_a_weight_is_the_first_refusal_in_graph_order(topologies: ModuleType, tmp_path: Path) -> None:
-    text = """net (float[n, 3] x) => (float[n, 4] h, float[n, 2] y) {
+    text = """net (float[n, 3] x) => (float[n, 4] h, float[n, 2] y, float[n, 4] o) {
         h = MatMul(x, first)
         o = other.Odd(h)
         y = MatMul(h, second)

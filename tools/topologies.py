@@ -33,8 +33,9 @@ from bench_common import header, row
 from onnx_condense import ops
 from onnx_condense.cost import count_parameters
 from onnx_condense.evidence.weights import lossless_plan
-from onnx_condense.network.model import Network, Node, load
+from onnx_condense.network.model import Network, Node
 from onnx_condense.plan import PINNED, ChannelView, ConstantUse, IntArray, LinearUse
+from onnx_condense.ready import ready
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.spaces import CAPTURED, HIDDEN, find_spaces
 
@@ -126,7 +127,7 @@ def survey(path: Path) -> Topology:
     Raises:
         ModelError: it can't be read.
     """
-    network = load(path)
+    network = ready(path)
     view = find_spaces(network)
     total = count_parameters(network.proto)
     free, held = _Ledger(network, view).counts(total)

@@ -138,16 +138,26 @@ class Widths:
         """
         if self._fitter.light:
             return budget.search(path, lambda at: self._measured(path[at]), error, limit)
+        if self._staged is None:
+            budget.search(path, lambda at: self._estimated(path[at]), error, limit)
+            self._decide(error)
         for corrections in range(CORRECTIONS):
             aim = (1.0 - corrections * budget.CLOSE) * error
             at = budget.search(path, lambda at: self._estimated(path[at]), aim, limit)
             if at == 0 or path[at].widths in self._errors:
                 return at
             estimated, found = self._estimated(path[at]), self._measured(path[at])
-            self._gain *= found / max(estimated, TINY) if self._staged else 1.0
-            if not self._staged or CLOSE * error <= found <= error:
+            self._gain *= found / max(estimated, TINY)
+            if CLOSE * error <= found <= error:
                 return at
         return max((i for i, p in enumerate(path) if self._errors.get(p.widths, math.inf) <= error), default=0)
+
+    def _decide(self, error: float) -> None:
+        """See which kind of refit pays where errors are next to the one asked for; elsewhere they may be noise."""
+        if self._at_once:
+            widths = min(self._at_once, key=lambda w: abs(math.log(max(self._at_once[w], TINY) / max(error, TINY))))
+            self._errors[widths] = self._better(widths).upper(CONFIDENCE, self._goal.seed)
+            self._gain = self._errors[widths] / max(self._at_once[widths], TINY)
 
     def _measured(self, point: budget.Point) -> float:
         """The error of the better kind of refit at a stop."""

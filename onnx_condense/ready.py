@@ -1,0 +1,28 @@
+"""A network as it is looked at: loaded, and written so that the rules for single ops reach what they can."""
+
+from __future__ import annotations
+
+import os
+
+import onnx
+
+from onnx_condense.network.folded import folded
+from onnx_condense.network.live import live
+from onnx_condense.network.model import Network, load
+from onnx_condense.network.multiplied import multiplied
+from onnx_condense.network.parted import parted
+from onnx_condense.network.settled import settled
+from onnx_condense.spaces import find_spaces
+
+
+def ready(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
+    """A network in a form that answers the same, to rounding, and can be narrowed in more places.
+
+    Dead nodes go; weights worked out from stored numbers are stored; Einsum with a weight becomes MatMul; sizes worked
+    out are stored where inference is sure; grids that hold several tensors are taken apart. Where none of that applies
+    it is the network as it came, which `given` always is.
+
+    Raises:
+        ModelError: it can't be read, or is no valid network.
+    """
+    return parted(settled(multiplied(folded(live(load(source))))), lambda found: find_spaces(found).labels)
