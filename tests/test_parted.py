@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from attention_nets import GATHERED, HEAD, INTO, LISTS, NUMBERS, F, assert_bits, seen
-from builders import Array, text_model
+from builders import Array, outputs, text_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -185,3 +185,29 @@ def test_every_grid_that_is_taken_apart(proto: onnx.ModelProto) -> None:
     assert "t0" not in found.producers
     onnx.checker.check_model(found.proto, full_check=True)
     assert_bits(proto, found.proto)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("front", ["b, k0", "k0, n", "b, n", "b, k5"])
+def test_lists_that_copy_sizes_or_name_none(front: str, zero: int) -> None:
+    """A size that is left open can't follow from the others where one of these is 0."""
+    tokens = {"b, k5": "5"}.get(front, "T")
+    text = f"""{HEAD} g (float[B,{tokens},24] x) => (float[b,h,t,s] y) {{ sx = Shape(x) b = Gather<axis = 0>(sx, k0)
+        n = Gather<axis = 0>(sx, k1) at = Concat<axis = 0>({front}, k3, k2, k4) g = Reshape<allowzero = {zero}>(x, at)
+        u = Transpose<perm = [2, 0, 3, 1, 4]>(g) y = Gather<axis = 0>(u, i0) }}"""
+    stored = NUMBERS | {"k5": np.array([5])}
+    read = {n for node in onnx.parser.parse_model(text).graph.node for n in node.input}
+    proto = text_model(text, {k: v for k, v in stored.items() if k in read})
+    given_one = load(proto)
+    found = parted(given_one, told())
+    assert found is not given_one
+    shapes = {"b, n": [(2, 3), (0, 3)], "b, k5": [(2, 5), (0, 5)]}.get(front, [(0, 3), (2, 0)])
+    if not zero:
+        shapes += {"b, k0": [(2, 3)], "k0, n": [(2, 3)]}.get(front, [])
+    # What a list of nothing asks for without `allowzero` is the operand's size; with it, nothing.
+    fits = [
+        s for s in shapes if not zero or all(p != "k0" or n == 0 for p, n in zip(front.split(", "), s, strict=True))
+    ]
+    for rows in fits:
+        x = np.random.default_rng(0).standard_normal((*rows, 24)).astype(F)
+        np.testing.assert_array_equal(outputs(found.proto, {"x": x})[0], outputs(proto, {"x": x})[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +15,7 @@ from onnx_condense.metrics import Measurement
 from onnx_condense.metrics.measurement import OutputMeasure
 from onnx_condense.network.folded import folded
 from onnx_condense.network.live import live
-from onnx_condense.network.model import load
+from onnx_condense.network.model import Network, load
 from onnx_condense.network.multiplied import multiplied
 from onnx_condense.proving.coverage import rare
 
@@ -104,6 +106,11 @@ LARGER: dict[str, tuple[str, dict[str, Array]]] = {
         {"d": np.arange(12, dtype=np.int8).reshape(6, 2), "one": np.array(0.1, F)},
     ),
     "low rank": ("v = MatMul(d, c)", {"d": normal(6, 1, seed=1), "c": normal(1, 2, seed=2)}),
+    "8 bits of a float": ("f = Cast<to = 17>(d) v = Cast<to = 1>(f)", {"d": normal(6, 2, seed=1)}),
+    "in a sequence": (
+        "s = SequenceConstruct(d, c) v = SequenceAt(s, at)",
+        {"d": normal(6, 2, seed=1), "c": normal(7, 3, seed=2), "at": np.array(0)},
+    ),
     "drawn": ("n = RandomNormalLike(d) v = Mul(n, d)", {"d": normal(6, 2, seed=1)}),
     "read elsewhere": (
         "e = Exp(d) v = Neg(e) s = Shape(x) i = Gather(s, at) r = Gather(d, i)",
@@ -120,6 +127,30 @@ def test_what_would_take_more_room_or_is_drawn_stays(kind: str) -> None:
         proto.graph.output.append(helper.make_tensor_value_info("r", 1, [2]))
     network = live(load(proto))
     assert folded(network) is network
+
+
+SHARED: dict[str, tuple[str, str]] = {
+    "two weights": ("v = Exp(d) r = Neg(d)", "float[6, 2] r"),
+    "a weight and places": ("v = Exp(d) r = ArgMax<axis = 0, keepdims = 0>(d)", "int64[2] r"),
+    "a weight in another layout": ("t = Transpose<perm = [1, 0]>(d) u = Exp(t) v = Reshape(u, at) r = Identity(d)", ""),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_what_is_also_stored_for_others_makes_no_room(kind: str) -> None:
+    made, output = SHARED[kind]
+    proto = worked_out(made, {"d": normal(6, 2, seed=1)} | ({} if output else {"at": np.array([6, 2])}))
+    text = onnx.parser.parse_graph(f"g () => ({output or 'float[6, 2] r'}) {{ }}")
+    proto.graph.output.extend(text.output)
+    network = live(load(proto))
+    assert folded(network) is network
+
+
+def test_what_is_worked_out_further_down_makes_no_second_weight() -> None:
+    proto = worked_out("r = Exp(d) v = Neg(r)", {"d": normal(6, 2, seed=1)})
+    proto.graph.output.append(helper.make_tensor_value_info("r", 1, [6, 2]))
+    found = folded(live(load(proto)))
+    assert [n.op for n in found.nodes if n.op in ("Exp", "Neg")] == ["Neg"]
 
 
 def test_a_default_that_callers_may_override_stays() -> None:
@@ -172,6 +203,29 @@ def test_an_einsum_with_a_weight_is_a_product(equation: str, at: int, opset: int
 def test_what_is_no_product_of_matrices_stays_an_einsum(equation: str) -> None:
     network = live(load(einsum(equation, 1, 18)[0]))
     assert multiplied(network) is network
+
+
+@pytest.mark.parametrize(("given", "stored"), [(1, 5), ("C", 5), (5, 1)])
+def test_one_number_that_is_summed_as_often_as_the_other_has_some(given: int | str, stored: int) -> None:
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation="bi,io->bo")
+    x, y = helper.make_tensor_value_info("x", 1, ["B", given]), helper.make_tensor_value_info("y", 1, ["B", 3])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(normal(stored, 3), "w")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    network = live(load(proto))
+    assert multiplied(network) is network
+    assert condense(proto, threads=1).model == proto
+
+
+@pytest.mark.parametrize(("op", "pass_"), [("Constant", folded), ("Constant", multiplied), ("Exp", folded)])
+def test_a_function_that_goes_by_the_name_of_an_op(op: str, pass_: Callable[[Network], Network]) -> None:
+    made = 'v = Exp(d) r = Einsum<equation = "ebi,eij->ebj">(k, u)'
+    proto = worked_out(made, {"d": normal(6, 2), "u": normal(3, 2, 2)}, ", float[3, N, 2] k")
+    proto.graph.output.append(helper.make_tensor_value_info("r", 1, [3, "N", 2]))
+    assert pass_(load(proto)) is not load(proto)
+    body = [helper.make_node("Neg", ["a"], ["b"])]
+    proto.functions.append(helper.make_function("", op, ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
+    network = live(load(proto))
+    assert pass_(network) is network
 
 
 def test_no_more_is_transposed_than_has_to_be() -> None:

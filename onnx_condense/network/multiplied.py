@@ -22,6 +22,7 @@ from onnx_condense.network.nodes import Node
 
 # From this opset on Unsqueeze has its axes as an operand.
 _OPERANDS = 13
+_USED = frozenset(("", op) for op in ("Constant", "Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +58,20 @@ def multiplied(network: Network) -> Network:
 
 def _product(network: Network, node: Node) -> _Product | None:
     """The product that a node is, or None."""
-    hidden = {("", "Einsum"), ("", "MatMul"), ("", "Transpose"), ("", "Unsqueeze"), ("", "Squeeze")} & network.functions
+    hidden = _USED & network.functions
     stored = [bool(network.root(name)) for name in node.inputs]
     if node.domain or node.op != "Einsum" or hidden or len(stored) != 2 or sum(stored) != 1:
         return None
     at = stored.index(True)
     terms = _terms(str(node.attributes.get("equation", "")))
-    shapes = [network.shape(name) for name in node.inputs]
-    ranks = [None if shape is None else len(shape) for shape in shapes]
-    if not terms or ranks != [len(term) for term in terms[:2]] or network.dtype(node.inputs[at]).kind != "f":
+    first, second = (network.shape(name) or () for name in node.inputs)
+    ranks = (len(first), len(second))
+    if not terms or ranks != (len(terms[0]), len(terms[1])) or network.dtype(node.inputs[at]).kind != "f":
         return None
-    return _laid_out(at, terms[at], terms[1 - at], terms[2])
+    # An Einsum sums one number over and over where the other operand has many, which no product does.
+    summed = (set(terms[0]) & set(terms[1])) - set(terms[2])
+    even = all(first[terms[0].index(n)] == second[terms[1].index(n)] for n in summed)
+    return _laid_out(at, terms[at], terms[1 - at], terms[2]) if even else None
 
 
 def _terms(equation: str) -> tuple[str, str, str] | None:

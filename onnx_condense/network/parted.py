@@ -264,9 +264,9 @@ class _Apart:
     def _list(self, made: list[onnx.NodeProto], grid: _Grid, end: Sequence[int]) -> str:
         """The list of a Reshape with other numbers from its axis on."""
         front = grid.entries[: grid.at]
-        # One size that is left open follows from the others.
         numbers = [n if isinstance(n, int) else -1 for n in front]
-        if numbers.count(-1) < 2:
+        # One size that is left open follows from the others, unless one of these may be 0 when the network runs.
+        if all(isinstance(n, int) for n in front) or all(n > 0 for n in sorted(numbers)[1:]):
             return self._stored(made, [*numbers, *end])
         given = self._network.nodes[grid.node].inputs[1]
         first, listed = self._names.fresh(f"{given}_first"), self._names.fresh(given)
