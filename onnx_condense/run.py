@@ -115,8 +115,8 @@ class Run:
         judged = shares.verify if verification is None else np.arange(len(judged_by))
         seen = coverage.seen(shares.fit, len(judged))
         known = functools.cache(lambda: self.prover.judge(samples, seen))
-        # Judges that were brought along may be of another kind.
-        beside = known if verification is None else None
+        # Judges that were brought along may be of another kind; other methods fit nothing.
+        beside = known if verification is None and self.goal.fits else None
         proof = dataclasses.replace(self.prover.on_samples(judged_by, judged), known=beside)
         self.notes += proof.judge.notes
         self._time_widths(proof)

@@ -231,7 +231,8 @@ def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytes
 
         def measure(self, model: onnx.ModelProto | Path) -> Measurement:
             measured = super().measure(model)
-            if self._optimize or not verdicts:
+            # Samples that were fitted on are not asked.
+            if self._optimize or len(self._indices) != len(X) // 5 or not verdicts:
                 return measured
             factor = verdicts.pop()
             (output,) = measured.outputs

@@ -104,7 +104,7 @@ def test_layers_in_bodies() -> None:
 
 
 def test_the_report_has_them() -> None:
-    report = said(network("u = Mul(w, g) h = MatMul(x, u) y = MatMul(h, v)"))
+    report = said(network("top = ReduceMax<keepdims = 0>(x) u = Mul(w, top) h = MatMul(x, u) y = MatMul(h, v)"))
     assert [(r.space, r.node, r.reason) for r in report.refusals] == [
         ("y", "y", "graph output"),
         ("h", "h (MatMul)", linear.COMPUTED_WEIGHT),
