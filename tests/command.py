@@ -49,8 +49,8 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.report = CONDENSED
-        self.action: Callable[[], None] = lambda: None
-        self.save_action: Callable[[], None] = lambda: None
+        self.action: Callable[[], object] = lambda: None
+        self.save_action: Callable[[], object] = lambda: None
         self.calls: list[dict[str, Any]] = []
 
     def condense(self, model: Path, **options: Any) -> types.SimpleNamespace:

@@ -240,7 +240,7 @@ def test_out_that_can_not_be_written_is_exit_2(folder: Path, monkeypatch: pytest
     assert_refused(folder, 2, "permission", "net.onnx", "locked/slim.onnx")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions of a folder do not bind root")
 def test_a_folder_without_permission_is_exit_2(folder: Path) -> None:
     (folder / "locked").mkdir(mode=0o500)
     assert_refused(folder, 2, "permission", "net.onnx", "locked/slim.onnx")

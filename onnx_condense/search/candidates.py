@@ -190,9 +190,11 @@ class Maker:
         )
         self.progress("refitting", 0.75)
         fitter.use_all(shares.search)
+        # Nothing is a gate for the front.
+        alone = dataclasses.replace(shares.proof, known=None)
         for stop in ahead:
             self.progress("making the front", 0.76)
-            self.front.append(self._proved(fitter, stop.widths, widths.staged(stop.widths), exact, 0, shares.proof))
+            self.front.append(self._proved(fitter, stop.widths, widths.staged(stop.widths), exact, 0, alone))
         furthest, error = max(at, widths.furthest), widths.measured(path[at].widths)
         return Route(
             fitter, tuple(path), at, error, furthest, staged, goal.gate, aim, exact, shares.proof, widths.curve
