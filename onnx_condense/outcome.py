@@ -57,7 +57,8 @@ class Candidate:
     names: the dense network's name of each space whose name an earlier plan changed.
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
     curve: what the search for it measured. staged: whether its readers were refitted stage by stage; None: not at all.
-    latency: its timings, if it was timed on the way.
+    latency: its timings, if it was timed on the way. places: by the dense network's name of a space, where channels of
+    its groups were moved after exact steps.
     trained: what the last training did, also where it was given back. steps: of the last training that its weights come
     from, whatever was fitted after that, 0: none. tuning: all of it, for the report.
     """
@@ -76,6 +77,7 @@ class Candidate:
     trained: TuningRound | None = None
     steps: int = 0
     tuning: Tuning | None = None
+    places: Mapping[str, IntArray] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

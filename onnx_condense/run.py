@@ -16,6 +16,7 @@ from onnx_condense.data import load as load_samples
 from onnx_condense.errors import BudgetError, CalibrationError
 from onnx_condense.fit.methods import thresholds
 from onnx_condense.heat import kept_channels
+from onnx_condense.lined_up import lined_up
 from onnx_condense.network.model import Network, inlined
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.held import held_by
@@ -58,12 +59,19 @@ class Run:
     ) -> None:
         self.network, self.runtime = network, runtime
         self.progress = functools.partial(_told, progress)
-        self.reuse = plan and Reuse(*plan, network, same=plan[0].source.sha256 == self.source_sha256)
+        same = plan is not None and plan[0].source.sha256 == self.source_sha256
+        self.reuse = plan and Reuse(*plan, network, same=same)
         self.goal = goal = self.reuse.goal(goal) if self.reuse else goal
-        by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
-        self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
         self.held = self.reuse.held if self.reuse else held_by(network, goal.control)
         self.view = self.held.view(network)
+        # Other methods leave out exact steps: see `methods`.
+        lined = lined_up(network, self.view) if goal.method == "fit" else network
+        if lined is not network:
+            self.network = network = lined
+            self.view = self.held.view(network)
+            self.reuse = plan and Reuse(*plan, network, same=same)
+        by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
+        self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
         self.maker = Maker(network, self.view, goal, self.prover, runtime, self.progress, self.held)
         self.notes: list[str] = self.maker.notes
         self.bounds = self.maker.bounds

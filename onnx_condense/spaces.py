@@ -79,8 +79,8 @@ class _Labels:
 class _Tracer:
     """One forward walk over the main graph; collects what rules answer."""
 
-    def __init__(self, network: Network, writing: frozenset[int] = frozenset()) -> None:
-        self.network = network
+    def __init__(self, network: Network, writing: frozenset[int] = frozenset(), *, apart: bool = False) -> None:
+        self.network, self.apart = network, apart
         # Nodes whose weights write channels of their own, whatever could pass.
         self.writing = writing
         self.through: dict[int, IntArray] = {}
@@ -116,7 +116,7 @@ class _Tracer:
     def _visit(self, node: Node) -> None:
         rule = None if (node.domain, node.op) in self.network.functions else ops.find(node.domain, node.op, node.opset)
         call = ops.call_of(self.network, node, self.labels, self.union.fresh)
-        call = dataclasses.replace(call, writes=node.index in self.writing)
+        call = dataclasses.replace(call, writes=node.index in self.writing, apart=self.apart)
         reason = f"no rule for {node.op}" if rule is None else rule.guard(call)
         if rule is None or reason:
             self._barrier(node, reason)
@@ -159,7 +159,11 @@ class _Tracer:
 
 
 def find_spaces(
-    network: Network, *, named: bool = False, held: Mapping[int, str] = MappingProxyType({})
+    network: Network,
+    *,
+    named: bool = False,
+    held: Mapping[int, str] = MappingProxyType({}),
+    apart: bool = False,
 ) -> ChannelView:
     """Trace channels through a network.
 
@@ -167,11 +171,18 @@ def find_spaces(
         network: what to look through.
         named: channels that have to stay keep labels of their own in tensors and uses, instead of PINNED.
         held: linear uses (indices into `ChannelView.linear`) whose rows have to stay, each with the reason.
+        apart: channels of one place in several groups, heads or matrices keep labels of their own, which tells which of
+            them may change places; a view to remove channels by it is not. Columns are then those of every matrix
+            of a stack, one after the other.
 
     Returns:
         labels, weight uses, spaces and refusals; labels in it are resolved: equal labels are one channel.
     """
     tracer = _settled(network)
+    if apart:
+        tracer = _Tracer(network, tracer.writing, apart=True)
+        tracer.walk()
+        tracer.settle()
     union = tracer.union
     for index, reason in held.items():
         use = tracer.linear[index]

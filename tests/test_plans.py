@@ -76,6 +76,7 @@ def test_it_can_be_read_by_people() -> None:
         "exact": "0-3",
         "held": "",
         "error": 0.1,
+        "places": [],
     }
 
 
@@ -97,16 +98,31 @@ def test_the_schema_has_the_fields_of_the_document() -> None:
         part = SCHEMA if not place else SCHEMA["$defs"].get(place) or SCHEMA["properties"][place]
         names = [f.name for f in dataclasses.fields(kind)]
         assert list(part["properties"]) == (["schema"] if not place else []) + names
-        # Plans that were saved before there was training do not tell of any.
-        assert part["required"] == [name for name in part["properties"] if place or name != "trained"]
+        # What plans that were saved by earlier versions do not tell of.
+        later = {"": "trained", "space": "places"}.get(place)
+        assert part["required"] == [name for name in part["properties"] if name != later]
         assert part["additionalProperties"] is False
         assert all("description" in p for p in part["properties"].values())
 
 
-def test_a_plan_without_training_may_leave_it_out() -> None:
+def test_a_plan_of_an_earlier_version_may_leave_out_what_it_did_not_know() -> None:
     data = json.loads(PLAN.text())
     del data["trained"]
+    for space in data["spaces"]:
+        del space["places"]
     assert read_plan(json.dumps(data), "p.json") == dataclasses.replace(PLAN, trained=0)
+
+
+def test_places_are_kept_and_checked() -> None:
+    space = SpacePlan("h", ("a",), 4, 2, (0, 1), (0, 1, 2), places=((2, 0, 1), (0, 1, 2)))
+    text = dataclasses.replace(PLAN, spaces=(space,)).text()
+    assert read_plan(text, "p").spaces == (space,)
+    assert valid(json.loads(text))
+    for wrong in ([0, 0, 1], [0, 1, 3], [0, 1, 2, 3]):
+        data = json.loads(text)
+        data["spaces"][0]["places"][1] = wrong
+        with pytest.raises(UsageError, match="space 'h': places: .* is no order of at most 3 channels"):
+            read_plan(json.dumps(data), "p")
 
 
 # ---- what is no plan ----

@@ -73,6 +73,7 @@ class Fitter:
         spaces: those that can be narrowed; eliminations: the order in which channels go, one per space.
         light: whether refitting stage by stage is cheap enough to be done at every step of a search.
         anew: spaces whose channels were chosen anew, and how many times worse the choice of the plan would do.
+        places: by space, where channels of groups were moved before.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Fitter:
         self._ridge_of: dict[tuple[tuple[int, ...], bytes], float] = {}
         self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
         self.anew: dict[str, float] = {}
+        self.places: Mapping[str, IntArray] = {}
         if orders is None:
-            self.eliminations = tuple(self._turns.decide(s, self._eliminate(s), self._trials) for s in self.spaces)
+            self.eliminations = tuple(self._turns.decide(s, self.eliminated(s), self._trials) for s in self.spaces)
         else:
             pairs = zip(orders, self.spaces, strict=True)
             self.eliminations = tuple(self._ordered_by(order, s) for order, s in pairs)
@@ -181,16 +183,24 @@ class Fitter:
 
     # ---- selection ----
 
-    def _eliminate(self, space: ChannelSpace) -> Elimination:
-        """Order and cost for one space; where the fit share says too little, what does best on the search share."""
-        trials = self._trials(space)
+    @property
+    def readers(self) -> Sequence[Readers]:
+        """What reads the spaces."""
+        return self._readers
+
+    def eliminated(self, space: ChannelSpace, readers: Sequence[Readers] | None = None) -> Elimination:
+        """Order and cost for one space; where the fit share says too little, what does best on the search share.
+
+        readers: with other labels, by which they see the space.
+        """
+        trials = self._trials(space, readers)
         removable = np.flatnonzero(~space.pinned)
-        readers = [t.reader for t in trials]
-        first = eliminate(readers, removable, SELECTION_RIDGE)
+        costs = [t.reader for t in trials]
+        first = eliminate(costs, removable, SELECTION_RIDGE)
         release()
         if not trials or not len(first.order) or not overfits(first, trials, USUAL_RIDGE):
             return first
-        orders = [first, *(eliminate(readers, removable, ridge) for ridge in CAREFUL_RIDGES)]
+        orders = [first, *(eliminate(costs, removable, ridge) for ridge in CAREFUL_RIDGES)]
         return best_judged(orders, trials, USUAL_RIDGE)
 
     def _eliminate_to(self, space: ChannelSpace, trials: Sequence[Trial], gone: int) -> Elimination:
@@ -217,10 +227,10 @@ class Fitter:
             self.anew[space.name] = worse
         return found
 
-    def _trials(self, space: ChannelSpace) -> list[Trial]:
+    def _trials(self, space: ChannelSpace, seeing: Sequence[Readers] | None = None) -> list[Trial]:
         """What reads a space; readers of the very same columns are stacked into one."""
         stacks: dict[tuple[int, *tuple[Columns, ...]], list[Readers]] = {}
-        for readers in self._readers:
+        for readers in self._readers if seeing is None else seeing:
             if np.isin(readers.labels, space.channels[~space.pinned]).any():
                 stacks.setdefault((readers.groups, *readers.columns), []).append(readers)
         trials = []

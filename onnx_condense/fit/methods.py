@@ -177,6 +177,7 @@ class Merger:
         self.network, self.view = network, view
         self.spaces = tuple(s for s in view.spaces if s.reducible)
         self.eliminations = orders.eliminations
+        self.places: Mapping[str, IntArray] = {}
         self._directions, self._merge = orders.directions, merge
         self._columns = [_positions(use.columns) for use in orders.named.linear]
 

@@ -85,7 +85,7 @@ class _Numbers:
 
     def _lists(self, node: Node) -> set[str]:
         """Lists with sizes that a node reads as numbers."""
-        if node.op == "Reshape" and (self._foreign(node) or self._tells_more(node.outputs[0])):
+        if node.op == "Reshape" and (self._foreign(node) or self._fixed(node) or self._tells_more(node.outputs[0])):
             return {node.inputs[1]}
         read = {node.inputs[at] for at in _NUMBERS.get(node.op, ()) if at < len(node.inputs)}
         return read & self._sizes
@@ -95,6 +95,13 @@ class _Numbers:
         entries = self._network.known(node.inputs[1]) or () if len(node.inputs) > 1 else ()
         sizes = [n for n in entries if isinstance(n, Size) and n.size not in self._left_open]
         return any(n.tensor != node.inputs[0] for n in sizes)
+
+    def _fixed(self, node: Node) -> bool:
+        """Whether a shape names sizes that are known, but handed on: where they are widths they have to be written."""
+        name = node.inputs[1] if len(node.inputs) > 1 else ""
+        known = () if name not in self._sizes else self._network.known(name) or ()
+        pieces = self._network.pieces(name) if known else ()
+        return any(isinstance(n, int) and n != piece for n, piece in zip(known, pieces, strict=False))
 
     def _open(self, name: str) -> bool:
         """Whether shape inference does not know all sizes."""
@@ -109,9 +116,9 @@ class _Numbers:
         return any(isinstance(n, int) and not isinstance(m, int) for n, m in zip(certain, told, strict=True))
 
     def _count(self, name: str) -> None:
-        """What is worked out from sizes, unless it is known whatever becomes of the widths."""
+        """What is worked out from sizes; of a computed number that rules know they still can't write another."""
         value = self._certain.number(name)
-        if value is not None and None in (self._network.known(name) or (None,)):
+        if value is not None:
             self.found[name] = value
 
     def _take(self, name: str) -> None:
@@ -123,7 +130,7 @@ class _Numbers:
             if node is None or part in self.found or part not in self._sizes:
                 continue
             value = self._certain.number(part)
-            if value is not None and any(isinstance(n, Size) for n in self._network.known(part) or ()):
+            if value is not None and any(n is not None for n in self._network.known(part) or ()):
                 self.found[part] = value
             elif value is None and node.op in HANDS_ON:
                 waiting += node.inputs[HANDS_ON[node.op]]

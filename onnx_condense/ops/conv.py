@@ -63,14 +63,14 @@ def _unsupported(call: Call, labels: IntArray, out_axis: int) -> str:
 
 
 def _linear(call: Call, labels: IntArray, out_axis: int, groups: int) -> Effect:
-    """Columns and rows; those of every group are the same channels, so that what stays is a full grid again."""
+    """Columns and rows; those of one place in every group are one channel, so that what stays is a full grid again."""
     w = call.operands[1]
     assert w is not None
     assert w.constant is not None
     shape = w.constant.shape
     columns, pins = channel_columns(labels, 1, shape[1 - out_axis] * groups)
     parts = columns.reshape(groups, -1)
-    rows = np.tile(call.fresh(shape[out_axis] // groups), groups)
+    rows = call.fresh(shape[out_axis]) if call.apart else np.tile(call.fresh(shape[out_axis] // groups), groups)
     output = rows.reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])
     rule_pads = reads_zeros if out_axis == 0 else transposed_reads_zeros
     use = LinearUse(
@@ -87,7 +87,7 @@ def _linear(call: Call, labels: IntArray, out_axis: int, groups: int) -> Effect:
         groups=groups,
     )
     constants, more = _bias(call, rows, output)
-    ties = tuple((parts[0], part) for part in parts[1:])
+    ties = () if call.apart else tuple((parts[0], part) for part in parts[1:])
     return Effect(output, ties=ties, linear=(use,), constants=constants, pins=(*pins, *more))
 
 

@@ -34,7 +34,7 @@ def trace(call: Call) -> Effect:
         if value.constant is None:
             continue
         labels = carried(value.constant.shape, output)
-        if labels is None:
+        if labels is None or (call.apart and _shared(labels, output)):
             pins.append((output, OUTER))
         elif (labels != PINNED).any():
             constants.append(ConstantUse(Operand(call.index, i), labels))
@@ -103,6 +103,12 @@ def carried(shape: tuple[int, ...], output: IntArray) -> IntArray | None:
     index = [slice(0, 1)] * extra + [slice(None) if n > 1 else slice(0, 1) for n in shape]
     labels: IntArray = output[tuple(index)]
     return labels.reshape(labels.shape[extra:])
+
+
+def _shared(labels: IntArray, output: IntArray) -> bool:
+    """Whether a constant has one number for channels that keep labels of their own along another axis."""
+    shape = (1,) * (output.ndim - labels.ndim) + labels.shape
+    return bool((labels != PINNED).any()) and any(n == 1 < t for n, t in zip(shape, output.shape, strict=True))
 
 
 def _is_training(call: Call) -> str:

@@ -52,7 +52,7 @@ def trace_flatten(call: Call) -> Effect:
     blocks: list[Block] = [(part, (None,) if part else (1,)) for part in (range(cut), range(cut, rank))]
     if call.result_shape is not None and len(call.result_shape) != 2:
         return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
-    return _moved(x, x.labels, blocks)
+    return _moved(x, x.labels, blocks, apart=call.apart)
 
 
 def trace_unsqueeze(call: Call) -> Effect:
@@ -87,7 +87,7 @@ def trace_reshape(call: Call) -> Effect:
     """
     effect = _trace_reshape(call)
     x, shape = call.operands[0], call.operands[1] if len(call.operands) > 1 else None
-    if x is None or shape is None or shape.known is None:
+    if x is None or shape is None or shape.known is None or call.apart:
         return effect
     output = effect.output
     after = int(np.argmax(output.shape)) if output is not None and output.size > 1 else -1
@@ -107,18 +107,19 @@ def _trace_reshape(call: Call) -> Effect:
     if x is None or x.labels is None:
         return Effect(None)
     names = _names(call, x)
-    if x.shape is None or len(x.shape) != x.labels.ndim:
-        return Effect(None, pins=((x.labels, UNKNOWN_RANK),))
-    if names is None:
-        return Effect(None, pins=((x.labels, COMPUTED_SHAPE),))
+    ranked = x.shape is not None and len(x.shape) == x.labels.ndim
+    if x.shape is None or not ranked or names is None:
+        return Effect(None, pins=((x.labels, COMPUTED_SHAPE if ranked else UNKNOWN_RANK),))
     before = sizes_of(x.labels, x.shape)
     after = _result_sizes(names, x.name, before, call.result_shape)
     if after is None or 0 in (*before, *after):
         return Effect(None, pins=((x.labels, NOT_WHOLE),))
     blocks = blocks_of(before, after)
-    effect = _moved(x, x.labels, blocks)
-    if effect.output is not None:
+    effect = _moved(x, x.labels, blocks, apart=call.apart)
+    if effect.output is not None and not call.apart:
         return effect if effect.pins else _following(call, x, names, after, effect.output)
+    if call.apart:
+        return effect
     found = {NOT_WHOLE: _tied, UNKNOWN_SIZES: _repeated}.get("".join(why for _, why in effect.pins))
     return effect if found is None else found(call, x, names, after, blocks)
 
@@ -224,8 +225,8 @@ def checked(call: Call, labels: IntArray, output: IntArray) -> Effect:
     return Effect(output)
 
 
-def _moved(x: Value, labels: IntArray, blocks: Sequence[Block]) -> Effect:
-    """Labels of a result that consists of blocks of the operand's elements."""
+def _moved(x: Value, labels: IntArray, blocks: Sequence[Block], *, apart: bool = False) -> Effect:
+    """Labels of a result that consists of blocks of the operand's elements; apart: they may lie along several axes."""
     labels_now = narrow(labels)
     rank = sum(len(sizes) for _, sizes in blocks)
     if x.shape is not None and len(x.shape) != labels.ndim:
@@ -233,7 +234,8 @@ def _moved(x: Value, labels: IntArray, blocks: Sequence[Block]) -> Effect:
     if labels_now.size == 1:
         # One label for all: it stays, because what is one channel here can't be cut further.
         return Effect(labels_now.reshape((1,) * rank), pins=((labels, NOT_WHOLE),))
-    output = _spread(labels_now, sizes_of(labels, x.shape or (None,) * labels.ndim), blocks)
+    spread = _reshaped if apart else _spread
+    output = spread(labels_now, sizes_of(labels, x.shape or (None,) * labels.ndim), blocks)
     return Effect(None, pins=((labels, output),)) if isinstance(output, str) else Effect(output)
 
 

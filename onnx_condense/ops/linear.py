@@ -130,7 +130,10 @@ def _linear(
     if passed is not None:
         return Effect(passed, through=passed)
     act_axis = act_axis % x.labels.ndim if x.labels.ndim > 1 else 0
-    columns, pins = channel_columns(x.labels, act_axis, stored[0 if vector else in_axis])
+    if call.apart and math.prod(stored[:-2]) > 1:
+        columns, pins = _columns_apart(x.labels, act_axis, (*stored[:-2], stored[in_axis]))
+    else:
+        columns, pins = channel_columns(x.labels, act_axis, stored[0 if vector else in_axis])
     use = LinearUse(
         weight=Operand(call.index, weight),
         activation=Operand(call.index, act),
@@ -149,7 +152,12 @@ def _linear(
     rows = call.fresh(stored[out_axis])
     output = rows.reshape([-1 if axis == at else 1 for axis in range(output.ndim)])
     use = dataclasses.replace(use, out_axis=out_axis % len(stored), result_axis=at, rows=rows)
-    return Effect(output, linear=(_stacked(use, stored, output.ndim),), pins=pins)
+    use = _stacked(use, stored, output.ndim)
+    if call.apart and use.spread:
+        use = dataclasses.replace(use, rows=call.fresh(len(use.rows)))
+        shape = [len(rows) if n == -1 else n for n in use.spread]
+        output = use.rows.reshape([1] * (output.ndim - len(shape)) + shape)
+    return Effect(output, linear=(use,), pins=pins)
 
 
 def _unseen(call: Call, weight: int, act: int, in_axis: int, out_axis: int) -> Effect:
@@ -190,6 +198,22 @@ def _stacked(use: LinearUse, stored: Sequence[int], rank: int) -> LinearUse:
         rows=np.tile(use.rows, count),
         spread=(*batch, *behind),
     )
+
+
+def _columns_apart(
+    labels: IntArray, axis: int, shape: Sequence[int]
+) -> tuple[IntArray, tuple[tuple[IntArray, str], ...]]:
+    """What every matrix of a stack reads, one after the other; shape: of the stack, then of the contracted axis."""
+    moved = np.moveaxis(labels, axis, -1)
+    # Between the stack and what is contracted lies the axis that the product leaves.
+    if moved.ndim > 1 and moved.shape[-2] == 1:
+        moved = moved.squeeze(-2)
+    extra = max(moved.ndim - len(shape), 0)
+    if any(n > 1 for n in moved.shape[:extra]) or any(
+        n not in (1, size) for n, size in zip(moved.shape[::-1], shape[::-1], strict=False)
+    ):
+        return np.full(math.prod(shape), PINNED), ((labels, NOT_CONTRACTED),)
+    return np.broadcast_to(moved.reshape(moved.shape[extra:]), shape).reshape(-1), _pin_spread(labels, shape[-1])
 
 
 def unsupported(weight: Value, ranks: Container[int]) -> str:

@@ -20,7 +20,11 @@ def passing(call: Call, at: int) -> IntArray | None:
     labels, rank = x.labels, product_rank(len(shape), x.labels.ndim)
     own = [axis - labels.ndim for axis, n in enumerate(labels.shape) if n > 1]
     # Declared shapes may be wrong: believe no rank that can't be.
-    if len(own) != 1 or call.result_shape is None or len(call.result_shape) != rank:
+    if call.result_shape is None or len(call.result_shape) != rank:
+        return None
+    if call.apart and len(own) > 1:
+        return _passing_apart(call, labels, rank, at)
+    if len(own) != 1:
         return None
     free = -2 if bool(call.attributes.get(("transA", "transB")[at], 0)) == bool(at) else -1
     # A vector has no rows or columns to give: the result is shorter by that axis.
@@ -32,6 +36,13 @@ def passing(call: Call, at: int) -> IntArray | None:
     else:
         return None
     return labels.reshape([-1 if axis == rank + place else 1 for axis in range(rank)])
+
+
+def _passing_apart(call: Call, labels: IntArray, rank: int, at: int) -> IntArray | None:
+    """The same for labels that vary along batch axes as well, of a plain product of matrices."""
+    plain = not any(call.attributes.get(name, 0) for name in ("transA", "transB"))
+    lines = rank >= labels.ndim and labels.shape[-1 - at] == 1
+    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape) if plain and lines else None
 
 
 def product_rank(weight: int, activation: int) -> int:

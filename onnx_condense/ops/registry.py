@@ -90,6 +90,8 @@ class Call:
     axis could pass.
     wanted: of a Shape, positions of the result that are read by others than the ops that give its operand a new
     shape; None: perhaps all.
+    apart: channels of one place in several groups, heads or matrices keep labels of their own, though they only go
+    together. Nothing is removed by such labels, so no size is followed.
     """
 
     index: int
@@ -100,6 +102,7 @@ class Call:
     results: int = 1
     writes: bool = False
     wanted: frozenset[int] | None = None
+    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,15 @@ are sliced, readers get their new columns, offsets go into biases, value_info fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from onnx_condense.network.model import Network, inlined
-from onnx_condense.plan import ChannelView, Plan, Rotation
+from onnx_condense.plan import ChannelView, Operand, Plan, Rotation
 from onnx_condense.rewrite.draft import (
     Draft,
     draft_constant,
@@ -23,7 +26,7 @@ from onnx_condense.rewrite.draft import (
 from onnx_condense.rewrite.lists import write_lists
 from onnx_condense.rewrite.store import drop_unused, insert_biases, set_shape, write_attributes, write_constants
 
-__all__ = ["apply_plan", "kept_positions"]
+__all__ = ["apply_plan", "kept_positions", "with_values"]
 
 
 def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelProto:
@@ -58,6 +61,18 @@ def apply_plan(network: Network, view: ChannelView, plan: Plan) -> onnx.ModelPro
         proto.graph.node.insert(0, node)
     drop_unused(network, proto, roots)
     _patch_shapes(draft, view, proto)
+    return proto
+
+
+def with_values(network: Network, values: Mapping[Operand, npt.NDArray[Any]]) -> onnx.ModelProto:
+    """A network with other numbers, of the same shapes, at some of its operands."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(inlined(network))
+    draft = Draft(network, np.zeros(1, np.bool_), values=dict(values))
+    roots, casts = write_constants(draft, proto)
+    for node in reversed(casts):
+        proto.graph.node.insert(0, node)
+    drop_unused(network, proto, roots)
     return proto
 
 

@@ -32,6 +32,8 @@ class SpacePlan:
     kept: positions of the channels that stay; None where the channels that exact steps left are mixed into fewer.
     exact: positions that were left by what the weights alone prove.
     held: why the user wanted it left alone; "" if not. error: predicted relative error at its readers.
+    places: of what is laid out in groups, heads or a stack and was moved after exact steps: per part, which of its
+        channels came to each place; `kept` names places after that.
     """
 
     name: str
@@ -42,6 +44,7 @@ class SpacePlan:
     exact: tuple[int, ...]
     held: str = ""
     error: float = 0.0
+    places: tuple[tuple[int, ...], ...] = ()
 
     @property
     def fitted(self) -> bool:
@@ -216,6 +219,8 @@ class _Reader:
 
     def _space(self, data: Any, index: int) -> SpacePlan:
         place = f"spaces[{index}]"
+        # Plans that were saved before channels changed places do not tell.
+        data = {"places": [], **self._object(data, place)}
         self._fields(self._object(data, place), f"{place}.", _names(SpacePlan))
         name = self._text(data["name"], f"{place}.name")
         place = f"space {name!r}"
@@ -238,7 +243,15 @@ class _Reader:
             exact,
             self._text(data["held"], f"{place}: held"),
             self._number(data["error"], f"{place}: error") or 0.0,
+            tuple(self._order(row, len(exact), f"{place}: places") for row in self._list(data["places"], place)),
         )
+
+    def _order(self, data: Any, width: int, place: str) -> tuple[int, ...]:
+        """Every number below a width that is reached, each once."""
+        found = tuple(self._count(n, place) for n in self._list(data, place))
+        if sorted(found) != list(range(len(found))) or len(found) > width:
+            raise self._fault(f"{place}: {data!r} is no order of at most {width} channels")
+        return found
 
     def _positions(self, data: Any, width: int, place: str) -> tuple[int, ...]:
         """Ranges as positions, all of them below a width, ascending, each once."""

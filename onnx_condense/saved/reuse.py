@@ -20,6 +20,7 @@ from onnx_condense import __version__
 from onnx_condense.errors import ModelError, UsageError
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.fit.choices import Choice
+from onnx_condense.grids import Apart, Order
 from onnx_condense.heat import kept_channels
 from onnx_condense.network.model import Network
 from onnx_condense.network.nodes import bodies_of
@@ -151,7 +152,7 @@ def saved(origins: Origins, goal: Goal, candidate: Candidate | None) -> Document
         trained=candidate.steps if candidate else 0,
         goal=_asked(goal),
         error=candidate.proved.error if candidate else None,
-        spaces=tuple(_spaces(origins, plans, candidate.names if candidate else {})),
+        spaces=tuple(_spaces(origins, plans, candidate)),
     )
 
 
@@ -161,7 +162,8 @@ def _asked(goal: Goal) -> Asked:
     return Asked(metric_name(goal.metric), tolerance, sizes, goal.multiple_of, goal.seed, goal.augment)
 
 
-def _spaces(origins: Origins, plans: Sequence[Plan], names: Mapping[str, str]) -> Iterator[SpacePlan]:
+def _spaces(origins: Origins, plans: Sequence[Plan], candidate: Candidate | None) -> Iterator[SpacePlan]:
+    names, places = (candidate.names, candidate.places) if candidate else ({}, {})
     view, layers = origins.view, Layers(origins.network, origins.view)
     exact = kept_channels([p for p in plans if p.kind == "lossless"], {})
     kept = kept_channels(plans, names)
@@ -183,6 +185,7 @@ def _spaces(origins: Origins, plans: Sequence[Plan], names: Mapping[str, str]) -
             tuple(left.tolist()),
             next((origins.held.reasons[w] for w in space.writers if w in origins.held.reasons), ""),
             errors.get(space.name, 0.0),
+            tuple(map(tuple, places[space.name].tolist())) if space.name in places else (),
         )
 
 
@@ -278,6 +281,18 @@ class Reuse:
                 plan = self._plans[names.get(space.writers, space.name)]
                 found.append(self._choice(plan, left.get(plan.name, np.arange(plan.before))))
         return found
+
+    def places(self, found: Apart, view: ChannelView) -> dict[str, Order]:
+        """Where the plan moves channels of groups first, by space, where there are as many as it knows.
+
+        Args:
+            found: the grids of the network that is fitted.
+            view: its channels.
+        """
+        names = {s.writers: s.name for s in self.view.spaces}
+        plans = {s.name: self._plans[names.get(s.writers, s.name)] for s in view.spaces}
+        orders = {g.space: np.array(plans[g.space].places, np.int64) for g in found.grids}
+        return {g.space: orders[g.space] for g in found.grids if orders[g.space].shape == g.cells.shape}
 
     def _choice(self, plan: SpacePlan, left: IntArray) -> Choice:
         """left: positions of the channels that are still there."""

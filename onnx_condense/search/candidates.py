@@ -11,8 +11,11 @@ from onnx_condense.data import Samples
 from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.fit.fitting import Fitter
 from onnx_condense.fit.methods import narrower
 from onnx_condense.fit.narrowed import Narrower
+from onnx_condense.fit.placing import placed
+from onnx_condense.grids import Order, apart, moved, moved_back
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.held import NOTHING, Held
@@ -211,10 +214,26 @@ class Maker:
             samples = augmented(samples, self.goal.augment, self.goal.seed)
             self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
         choices = reuse.choices(view, exact.plans[0] if exact else None) if reuse else None
-        fitter, notes = narrower(self.goal, network, view, samples, (fit, search), self.runtime, self.held, choices)
+
+        def made(network: Network, view: ChannelView) -> tuple[Narrower, Sequence[str]]:
+            return narrower(self.goal, network, view, samples, (fit, search), self.runtime, self.held, choices)
+
+        fitter, notes = made(network, view)
+        if places := self._places(fitter, exact, reuse):
+            network = moved(network, view, places)
+            view = self.held.view(network)
+            fitter, notes = made(network, view)
+            fitter.places = places
         fitter.eliminations = self.held.cut(view, fitter.spaces, fitter.eliminations)
         self.notes += notes
         return fitter
+
+    def _places(self, fitter: Narrower, exact: Candidate | None, reuse: Reuse | None) -> Mapping[str, Order]:
+        """Where channels of groups, heads and stacks go first, by the space that the fitter knows."""
+        if not isinstance(fitter, Fitter) or self.goal.method != "fit" or (exact and exact.rows):
+            return {}
+        found = apart(fitter.network, fitter.view)
+        return placed(fitter, found) if reuse is None else reuse.places(found, fitter.view)
 
     def reused(self, reuse: Reuse, exact: Candidate | None, shares: Shares) -> Candidate:
         """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by."""
@@ -322,6 +341,8 @@ class Maker:
         """The candidate of these widths, checked against its plan and measured."""
         plan, condensed = fitter.plan(widths, sequential=staged)
         self.prover.check(fitter.network, fitter.view, plan, condensed, proof)
+        touched = {s.space for s in plan.selections}
+        condensed = moved_back(condensed, fitter.view, {n: o for n, o in fitter.places.items() if n not in touched})
         plans = (*(exact.plans if exact else ()), plan)
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
@@ -331,5 +352,7 @@ class Maker:
         found = Candidate(
             condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, {**earlier, **names}, rows
         )
+        places = {names.get(n, n): order for n, order in fitter.places.items() if n in touched}
+        places |= exact.places if exact else {}
         steps = exact.steps if exact else 0
-        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None, steps=steps)
+        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None, steps=steps, places=places)

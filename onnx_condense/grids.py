@@ -1,0 +1,269 @@
+"""Channels that only go place by place, and how they may change places.
+
+What is laid out as groups, heads or a stack of matrices stays a full grid only if as many channels go in every part. So
+channels of one place are tied across the parts; but which channel of a part has which place is open. Whoever writes,
+carries and reads them can be rewritten so that the channels of a part stand in another order: the network answers the
+same, and channels that can go come to one place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_condense.network.model import Network
+from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse, Operand
+from onnx_condense.rewrite import with_values
+from onnx_condense.spaces import find_spaces
+
+Order = IntArray
+"""[P, K]: which of its channels (by the place that it had) every part has at every place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A space of P parts with K channels each, of which those of one place go together.
+
+    space: its name; places: [K] positions into `ChannelSpace.channels`; cells: [P, K] labels in `Apart.view`.
+    """
+
+    space: str
+    places: IntArray
+    cells: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """The grids of a network, and its channels with labels of their own."""
+
+    network: Network
+    view: ChannelView
+    grids: tuple[Grid, ...]
+
+    def reordered(self, orders: Mapping[str, Order]) -> onnx.ModelProto:
+        """The same function with channels of grids, by name of space, in other places."""
+        moved = _identity(self.view)
+        for grid in self.grids:
+            if grid.space in orders:
+                moved[grid.cells] = np.take_along_axis(grid.cells, orders[grid.space], axis=1)
+        values: dict[Operand, npt.NDArray[Any]] = {}
+        for carrier in _carriers(self.network, self.view):
+            value = values.get(carrier.operand, _stored(self.network, carrier.operand))
+            found = carrier.reordered(value, moved)
+            assert found is not None, carrier.operand
+            if found is not value:
+                values[carrier.operand] = found
+        return with_values(self.network, values)
+
+
+def apart(network: Network, view: ChannelView) -> Apart:
+    """What may change places in a network.
+
+    Args:
+        network: what is looked at.
+        view: its channels as they go (`find_spaces`).
+    """
+    if not _laid_out(view):
+        return Apart(network, view, ())
+    single = find_spaces(network, apart=True)
+    parts = _parts(view, single)
+    grids = [grid for grid in _grids(view, single, parts) if _movable(network, single, grid)]
+    return Apart(network, single, tuple(grids))
+
+
+def moved(network: Network, view: ChannelView, orders: Mapping[str, Order]) -> Network:
+    """A network with channels of grids, by name of space, in other places. view: its channels as they go."""
+    return Network(apart(network, view).reordered(orders), network.path, network.given)
+
+
+def moved_back(proto: onnx.ModelProto, view: ChannelView, orders: Mapping[str, Order]) -> onnx.ModelProto:
+    """A network of which channels in some spaces are moved back to where they were.
+
+    Args:
+        proto: it, perhaps narrowed in others.
+        view: of the one that it was made of, which names the spaces.
+        orders: by which they had been moved.
+    """
+    if not orders:
+        return proto
+    network = Network(proto)
+    there = find_spaces(network)
+    # A new bias may have given another name to what a space is named by.
+    names = {s.writers: s.name for s in view.spaces}
+    back = {s.name: np.argsort(orders[n], axis=1) for s in there.spaces if (n := names.get(s.writers, "")) in orders}
+    return apart(network, there).reordered(back)
+
+
+def _laid_out(view: ChannelView) -> bool:
+    """Whether a writer has several rows of one channel: there are no grids elsewhere."""
+    return any(len(np.unique(u.rows)) < len(u.rows) for u in view.linear if u.rows.any())
+
+
+def _parts(view: ChannelView, single: ChannelView) -> list[IntArray]:
+    """Arrays [P, K] of labels, rows of which hold channels that may change places with each other, and none else."""
+    found = []
+    for use in single.linear:
+        if use.groups > 1:
+            found += [labels.reshape(use.groups, -1) for labels in (use.columns, use.rows)]
+    for name, labels in single.labels.items():
+        together = view.labels.get(name)
+        varying = [axis for axis, n in enumerate(labels.shape) if n > 1]
+        if len(varying) < 2 or together is None:
+            continue
+        own = [axis for axis, n in enumerate(together.shape) if n > 1]
+        # Of what is no line of places nothing may move: every channel is a part of its own.
+        last = own[0] if len(own) == 1 and own[0] in varying else None
+        flat = labels.reshape(-1, 1) if last is None else np.moveaxis(labels, last, -1).reshape(-1, labels.shape[last])
+        found.append(flat)
+    return found
+
+
+def _grids(view: ChannelView, single: ChannelView, parts: Sequence[IntArray]) -> Iterable[Grid]:
+    part_of = _part_of(parts)
+    at = {use.weight: use for use in single.linear}
+    for space in view.spaces:
+        labels: dict[int, set[int]] = {}
+        for use in (view.linear[w] for w in space.writers):
+            own = at.get(use.weight)
+            if own is None or own.rows.shape != use.rows.shape:
+                break
+            for channel, cell in zip(use.rows.tolist(), own.rows.tolist(), strict=True):
+                labels.setdefault(channel, set()).add(cell)
+        else:
+            grid = _grid(space.name, space.channels, space.pinned, labels, part_of)
+            if grid is not None:
+                yield grid
+
+
+def _grid(
+    name: str,
+    channels: IntArray,
+    pinned: npt.NDArray[np.bool_],
+    labels: Mapping[int, set[int]],
+    part_of: Mapping[int, tuple[tuple[int, int], ...]],
+) -> Grid | None:
+    """The cells of a space, if every part has one channel at every place that is free."""
+    places = np.flatnonzero(~pinned)
+    rows = [sorted(labels.get(c, ()), key=lambda cell: part_of.get(cell, ())) for c in channels[places].tolist()]
+    keys = [[part_of.get(cell, ()) for cell in row] for row in rows]
+    if len(rows) < 2 or len(rows[0]) < 2 or any(key != keys[0] for key in keys[1:]):
+        return None
+    cells = np.array(rows, np.int64).T
+    if len(set(keys[0])) < len(keys[0]) or (cells == PINNED).any() or len(np.unique(cells)) < cells.size:
+        return None
+    return Grid(name, places, cells)
+
+
+def _part_of(parts: Sequence[IntArray]) -> dict[int, tuple[tuple[int, int], ...]]:
+    """By label, the rows of all arrays of parts that hold it."""
+    found: dict[int, set[tuple[int, int]]] = {}
+    for i, array in enumerate(parts):
+        for row, labels in enumerate(array):
+            for label in np.unique(labels).tolist():
+                found.setdefault(label, set()).add((i, row))
+    return {label: tuple(sorted(rows)) for label, rows in found.items()}
+
+
+def _movable(network: Network, single: ChannelView, grid: Grid) -> bool:
+    """Whether all that holds a grid's channels can be written in another order: here, every part turned by one."""
+    moved = _identity(single)
+    moved[grid.cells] = np.roll(grid.cells, 1, axis=1)
+    carriers = _carriers(network, single)
+    return all(c.reordered(_stored(network, c.operand), moved) is not None for c in carriers)
+
+
+def _identity(single: ChannelView) -> IntArray:
+    used = [u.rows for u in single.linear] + [u.columns for u in single.linear] + [c.labels for c in single.constants]
+    return np.arange(max((int(a.max(initial=0)) for a in used), default=0) + 1)
+
+
+def _stored(network: Network, operand: Operand) -> npt.NDArray[Any]:
+    value = network.constant(network.nodes[operand.node].inputs[operand.position])
+    assert value is not None
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carrier:
+    """A stored tensor with numbers for single channels. labels: broadcast to its shape."""
+
+    operand: Operand
+    labels: IntArray
+
+    def reordered(self, value: npt.NDArray[Any], moved: IntArray) -> npt.NDArray[Any] | None:
+        """The tensor once every channel has what another one had, `moved` [label]; None where that can't be written."""
+        if (moved[self.labels] == self.labels).all():
+            return value
+        for axis, size in enumerate(self.labels.shape):
+            if size > 1 and (at := _places(np.moveaxis(self.labels, axis, -1), moved)) is not None:
+                return np.take_along_axis(value, np.moveaxis(at, -1, axis), axis)
+        return None
+
+
+def _places(lines: IntArray, moved: IntArray) -> IntArray | None:
+    """Which position of its line every position gets its number from, or None where that lies in another one."""
+    found = np.empty_like(lines)
+    known: dict[bytes, IntArray | None] = {}
+    for index in np.ndindex(lines.shape[:-1]):
+        line = lines[index]
+        key = line.tobytes()
+        if key not in known:
+            known[key] = _line(line, moved)
+        at = known[key]
+        if at is None:
+            return None
+        found[index] = at
+    return found
+
+
+def _line(line: IntArray, moved: IntArray) -> IntArray | None:
+    """The same for one line. A channel that lies there several times has to lie alike for all that take its place."""
+    where: dict[int, list[int]] = {}
+    for position, label in enumerate(line.tolist()):
+        where.setdefault(label, []).append(position)
+    at = np.arange(len(line))
+    for label, own in where.items():
+        other = int(moved[label])
+        if other == label:
+            continue
+        found = where.get(other, [])
+        steps = np.subtract(found, own) if len(found) == len(own) else np.arange(2)
+        if (steps != steps[0]).any():
+            return None
+        at[own] = found
+    return at
+
+
+def _carriers(network: Network, single: ChannelView) -> list[_Carrier]:
+    found = [_Carrier(c.operand, c.labels) for c in single.constants if c.labels.any()]
+    for use in single.linear:
+        sides = _sides(use, _stored(network, use.weight).shape)
+        found += [_Carrier(use.weight, labels) for labels in sides if labels.any()]
+    return found
+
+
+def _sides(use: LinearUse, shape: Sequence[int]) -> Iterable[IntArray]:
+    """Labels of the rows and of the columns of a weight, as they broadcast to it."""
+    if use.row_axes:
+        yield _spread(use.rows, use.row_axes, shape)
+    stack = use.row_axes[:-1]
+    if stack and use.columns.size > shape[use.in_axis]:
+        yield _spread(use.columns, (*stack, use.in_axis), shape)
+    elif use.groups > 1:
+        parts = use.columns.reshape(use.groups, 1, -1)
+        rows = shape[use.row_axes[0]] // use.groups
+        yield _spread(np.repeat(parts, rows, axis=1).reshape(-1), (*use.row_axes, use.in_axis), shape)
+    else:
+        yield _spread(use.columns, (use.in_axis,), shape)
+
+
+def _spread(labels: IntArray, axes: Sequence[int], shape: Sequence[int]) -> IntArray:
+    """Labels of elements along some axes, in that order, as they broadcast to a shape."""
+    there = labels.reshape([shape[axis] for axis in axes])
+    ranked = np.argsort(axes)
+    return there.transpose(ranked).reshape([n if axis in axes else 1 for axis, n in enumerate(shape)])
