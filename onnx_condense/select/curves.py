@@ -54,7 +54,8 @@ def held_out_error(trials: Sequence[Trial], gone: IntArray, ridge: float) -> flo
 
 
 def _error(trial: Trial, gone: IntArray, ridge: float) -> float:
-    return _lost(trial, gone, ridge) / max(trial.spread, TINY)
+    # Moments are summed in single precision: of next to nothing they may leave less than nothing.
+    return max(_lost(trial, gone, ridge), 0.0) / max(trial.spread, TINY)
 
 
 def _lost(trial: Trial, gone: IntArray, ridge: float) -> float:
