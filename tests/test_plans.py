@@ -121,7 +121,7 @@ def test_places_are_kept_and_checked() -> None:
     for wrong in ([0, 0, 1], [0, 1, 3], [0, 1, 2, 3]):
         data = json.loads(text)
         data["spaces"][0]["places"][1] = wrong
-        with pytest.raises(UsageError, match="space 'h': places: .* is no order of at most 3 channels"):
+        with pytest.raises(UsageError, match=r"space 'h': places: .* is no order of at most 3 channels"):
             read_plan(json.dumps(data), "p")
 
 

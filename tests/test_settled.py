@@ -317,3 +317,29 @@ def test_every_number_is_what_the_network_works_out(nodes: list[onnx.NodeProto])
         feed = feed_for(proto, rows)
         for before, after in zip(outputs(proto, feed), outputs(found, feed), strict=True):
             np.testing.assert_array_equal(after, before)
+
+
+SIZES_OF_X = "s = Shape(x) b = Gather<axis = 0>(s, k0) c = Gather<axis = 0>(s, k1) "
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_widths_that_follow_from_the_input_can_be_written(counted: bool, handed_on: bool) -> None:
+    """As PyTorch's older exporter writes x.view(n, 2, c // 2) and x.view(n, c) of x's own sizes."""
+    size = (
+        "half = Div(c, k2) there = Concat<axis = 0>(b, k2, half) "
+        if counted
+        else "there = Concat<axis = 0>(b, k2, k12) "
+    )
+    back = "back = Concat<axis = 0>(b, c) " if handed_on else "back = Concat<axis = 0>(b, k24) "
+    body = "z = MatMul(x, w) h = Tanh(z) g = Reshape(h, there) e = Relu(g) f = Reshape(e, back) y = MatMul(f, v)"
+    rng = np.random.default_rng(0)
+    w, v = rng.standard_normal((24, 24)).astype(np.float32), rng.standard_normal((24, 3)).astype(np.float32)
+    # Of every half the last four are copies of others.
+    w[:, [8, 9, 10, 11, 20, 21, 22, 23]] = w[:, [0, 1, 2, 3, 12, 13, 14, 15]]
+    text = f"{HEAD} g (float[N,24] x) => (float[N,3] y) {{ {SIZES_OF_X}{size}{back}{body} }}"
+    read = {name for name in NUMBERS if name in text}
+    proto = text_model(text, {n: NUMBERS[n] for n in read} | {"w": w, "v": v})
+    found = condense(proto, threads=1)
+    assert [s.after for s in found.report.spaces if s.after < s.before] == [8]
+    assert_same_outputs(proto, found.model)
