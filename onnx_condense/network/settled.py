@@ -116,9 +116,9 @@ class _Numbers:
         return any(isinstance(n, int) and not isinstance(m, int) for n, m in zip(certain, told, strict=True))
 
     def _count(self, name: str) -> None:
-        """What is worked out from sizes; of a computed number that rules know they still can't write another."""
+        """What is worked out from sizes, unless it is known whatever becomes of the widths."""
         value = self._certain.number(name)
-        if value is not None:
+        if value is not None and None in (self._network.known(name) or (None,)):
             self.found[name] = value
 
     def _take(self, name: str) -> None:
