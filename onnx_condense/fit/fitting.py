@@ -245,8 +245,10 @@ class Fitter:
                 weight = weights[0]
                 if len(stack) > 1 or gains != [1.0]:
                     weight = np.concatenate([w * gain for w, gain in zip(weights, gains, strict=True)])
-                cost = ReaderCost(weight, covariance[features, features], stack[0].owned(space, features))
-                trials.append(Trial(cost, functools.partial(_square, held_out, features)))
+                owned = stack[0].owned(space, features)
+                if owned.size:
+                    cost = ReaderCost(weight, covariance[features, features], owned)
+                    trials.append(Trial(cost, functools.partial(_square, held_out, features)))
         return trials
 
     # ---- plans ----

@@ -47,12 +47,26 @@ def _order(fitter: Fitter, space: ChannelSpace, grid: Grid, single: Mapping[Oper
     readers = _apart(fitter, grid, single)
     if readers is None:
         return None
-    cells = grid.cells.reshape(-1)
-    alone = dataclasses.replace(space, channels=cells, pinned=np.zeros(len(cells), np.bool_))
-    gone = fitter.eliminated(alone, readers).order
-    rank = np.full(len(cells), len(cells))
-    rank[gone] = np.arange(len(gone))
-    return np.argsort(-rank.reshape(grid.cells.shape), axis=1, kind="stable")
+    rank = np.zeros_like(grid.cells)
+    for parts in _together(readers, grid):
+        cells = grid.cells[parts].reshape(-1)
+        alone = dataclasses.replace(space, channels=cells, pinned=np.zeros(len(cells), np.bool_))
+        gone = fitter.eliminated(alone, readers).order
+        found = np.full(len(cells), len(cells))
+        found[gone] = np.arange(len(gone))
+        rank[parts] = found.reshape(len(parts), -1)
+    return np.argsort(-rank, axis=1, kind="stable")
+
+
+def _together(readers: Sequence[Readers], grid: Grid) -> list[list[int]]:
+    """The parts of a grid, those together that some reader sees at once."""
+    part_of = {int(cell): p for p, row in enumerate(grid.cells) for cell in row}
+    home = list(range(len(grid.cells)))
+    for reader in readers:
+        for _, features in reader.parts():
+            seen = {home[part_of[n]] for n in np.unique(reader.labels[features]).tolist() if n in part_of}
+            home = [min(seen) if p in seen else p for p in home]
+    return [[p for p, first in enumerate(home) if first == own] for own in sorted(set(home))]
 
 
 def _apart(
