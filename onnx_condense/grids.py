@@ -78,6 +78,8 @@ def apart(network: Network, view: ChannelView) -> Apart:
 
 def moved(network: Network, view: ChannelView, orders: Mapping[str, Order]) -> Network:
     """A network with channels of grids, by name of space, in other places. view: its channels as they go."""
+    if not orders:
+        return network
     return Network(apart(network, view).reordered(orders), network.path, network.given)
 
 

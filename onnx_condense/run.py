@@ -63,13 +63,13 @@ class Run:
         self.reuse = plan and Reuse(*plan, network, same=same)
         self.goal = goal = self.reuse.goal(goal) if self.reuse else goal
         self.held = self.reuse.held if self.reuse else held_by(network, goal.control)
-        self.view = self.held.view(network)
+        self.view = self.reuse.view if self.reuse else self.held.view(network)
         # Other methods leave out exact steps: see `methods`.
         lined = lined_up(network, self.view) if goal.method == "fit" else network
         if lined is not network:
             self.network = network = lined
-            self.view = self.held.view(network)
             self.reuse = plan and Reuse(*plan, network, same=same)
+            self.view = self.held.view(network)
         by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
         self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
         self.maker = Maker(network, self.view, goal, self.prover, runtime, self.progress, self.held)

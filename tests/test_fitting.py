@@ -28,7 +28,8 @@ def test_ridges_are_chosen_on_held_out_samples_also_once_these_are_fitted_on() -
 
     def ridge(fitter: Fitter, readers: Readers, keep: IntArray) -> float:
         (everything,) = readers.parts()
-        return fitter._ridge(readers, _Part(readers.weight, everything[1], 0, len(keep)), keep)
+        rows = sum(m.count for m in fitter._learned(readers))
+        return fitter._ridge(readers, _Part(readers.weight, everything[1], 0, len(keep)), keep, rows)
 
     chosen = [[ridge(f, r, keep) for r, keep in zip(f._readers, keeps, strict=True)] for f in (before, after)]
     assert chosen[0] == chosen[1]

@@ -211,7 +211,7 @@ def test_rows_of_pooled_columns_count_where_ridges_are_chosen(monkeypatch: pytes
 def test_of_many_rows_some_are_taken(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = plain()
     every = fitter(model, X)
-    counts = {c.tensor: m.count for c, m in every._fit.items()}
+    counts = {c.tensor: m.count for c, m in every._fit.found.items()}
     assert counts == {"relu_1": 42 * 70, "flatten_4": 70}
     monkeypatch.setattr(fitting, "LEAST_ROWS", 600)
     monkeypatch.setattr(fitting, "ROWS_PER_COLUMN", 9)
@@ -220,7 +220,7 @@ def test_of_many_rows_some_are_taken(mode: str, monkeypatch: pytest.MonkeyPatch)
     take = {"full": 14, "pooled": 9}[mode]
     assert layout(some)["relu_1"] == ({"full": 0, "pooled": 9}[mode], take)
     assert layout(some)["flatten_4"][1] == 0
-    counts = {c.tensor: m.count for c, m in some._fit.items()}
+    counts = {c.tensor: m.count for c, m in some._fit.found.items()}
     assert counts == {"relu_1": take * 70, "flatten_4": 70}
     widths = [9, 5]
     full, thinned = (error(made.plan(widths, sequential=True)[1], model, X, "b") for made in (every, some))

@@ -123,6 +123,9 @@ def test_places_are_kept_and_checked() -> None:
         data["spaces"][0]["places"][1] = wrong
         with pytest.raises(UsageError, match=r"space 'h': places: .* is no order of at most 3 channels"):
             read_plan(json.dumps(data), "p")
+    data["spaces"][0]["places"][1] = [1, 0]
+    with pytest.raises(UsageError, match="space 'h': places: not all orders are of the same length"):
+        read_plan(json.dumps(data), "p")
 
 
 # ---- what is no plan ----

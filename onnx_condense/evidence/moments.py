@@ -139,13 +139,50 @@ class _Total:
 
 def _check_finite(pair: Pair, numbers: Iterable[Array]) -> None:
     if not all(np.isfinite(a).all() for a in numbers):
-        tensor = pair.left.tensor.removeprefix(PREFIX)
-        raise CalibrationError(
-            "calibration-range",
-            f"tensor {tensor} is not finite or too large (above about 1e18) on these samples: "
-            "check the inputs, or condense without --calibration",
-            tensor,
-        )
+        raise _out_of_range(pair.left)
+
+
+def _out_of_range(columns: Columns) -> CalibrationError:
+    tensor = columns.tensor.removeprefix(PREFIX)
+    text = f"tensor {tensor} is not finite or too large (above about 1e18) on these samples: "
+    return CalibrationError("calibration-range", f"{text}check the inputs, or condense without --calibration", tensor)
+
+
+def read_rows(
+    proto: onnx.ModelProto,
+    columns: Sequence[Columns],
+    ranks: Mapping[str, int],
+    samples: Samples,
+    indices: IntArray,
+    runtime: Runtime,
+    batch: int = ROWS,
+) -> list[Array]:
+    """The rows themselves [n, Q] of each set of columns, in float32: only for few samples. See `collect`.
+
+    Raises:
+        CalibrationError: a tensor is infinite or too large for second moments in float32.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    builder = Builder(copy, ranks)
+    del copy.graph.output[:]
+    for i, side in enumerate(columns):
+        out = builder.node("Identity", [builder.rows(side)], out=f"{OWN}read_{i}")
+        copy.graph.output.append(helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, None))
+    session = runtime.session(copy)
+    copy.Clear()
+    release()
+    rng = np.random.default_rng(0)
+    parts = []
+    for part in samples.batches(indices, batch):
+        drawn = {name: side.places(rng, len(part.samples)) for name, side in builder.draws.items()}
+        parts.append(run(session, {**part.feed, **drawn}))
+    found = [np.concatenate(of_all) for of_all in zip(*parts, strict=True)]
+    for side, rows in zip(columns, found, strict=True):
+        level = float(np.abs(rows).max(initial=0.0))
+        if not level**2 * len(rows) < float(np.finfo(np.float32).max):
+            raise _out_of_range(side)
+    return found
 
 
 def count_rows(

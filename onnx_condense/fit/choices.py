@@ -8,12 +8,11 @@ the plan said, or as as many channels chosen anew; else those chosen anew are ta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from onnx_condense.plan import IntArray
-from onnx_condense.select.curves import Trial, held_out_error
 from onnx_condense.select.obs import Elimination
 
 # The plan's channels may do so much worse, in the error at the readers.
@@ -36,30 +35,31 @@ class Choice:
     exact: bool = False
     fresh: Elimination | None = None
 
+    def as_planned(self) -> Elimination:
+        """The channels of the plan, with its own error."""
+        return _at_once(self.gone, self.error**2)
+
 
 def settled(
-    choice: Choice, trials: Sequence[Trial], eliminate: Callable[[], Elimination], ridge: float
+    choice: Choice, error_without: Callable[[IntArray], float], eliminate: Callable[[], Elimination]
 ) -> tuple[Elimination, float | None]:
     """Who goes, with the cost on held-out samples.
 
     Args:
         choice: of channels that are not mixed.
-        trials: what reads the space.
+        error_without: relative and squared, at the readers on held-out samples, without some channels.
         eliminate: makes an order anew.
-        ridge: of the refits that decide.
 
     Returns:
         an order that ends at the plan's width; and how many times worse the plan's channels would have done, None where
         they stay.
     """
-    if not choice.gone.size:
-        return Elimination(choice.gone, np.zeros(1)), None
-    held = held_out_error(trials, choice.gone, ridge)
-    if choice.exact or held <= (WORSE * choice.error) ** 2:
+    held = error_without(choice.gone)
+    if held <= (WORSE * choice.error) ** 2:
         return _at_once(choice.gone, held), None
     fresh = choice.fresh or eliminate()
     others = fresh.order[: len(choice.gone)]
-    error = held_out_error(trials, others, ridge) if len(others) == len(choice.gone) else np.inf
+    error = error_without(others) if len(others) == len(choice.gone) else np.inf
     if held <= WORSE**2 * error:
         return _at_once(choice.gone, held), None
     return _at_once(others, error), float(np.sqrt(held / max(error, np.finfo(np.float64).tiny)))

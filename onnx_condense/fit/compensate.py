@@ -38,7 +38,12 @@ def refit(
 
 def columns_of(weight: FloatArray, cross: FloatArray, kept: FloatArray, keep: IntArray, ridge: float) -> FloatArray:
     """W' [O, L] from Cov(t, h) [K, L] and Cov(h, h) [L, L]; see `refit`."""
-    target = weight @ cross + ridge * mean_variance(kept) * weight[:, keep]
+    return columns_for(weight @ cross, weight[:, keep], kept, ridge)
+
+
+def columns_for(cross: FloatArray, dense: FloatArray, kept: FloatArray, ridge: float) -> FloatArray:
+    """The same from Cov(W t, h) [O, L] and the dense columns W_S [O, L] themselves."""
+    target = cross + ridge * mean_variance(kept) * dense
     fitted = scipy.linalg.cho_solve(factorized(kept, ridge), target.T, overwrite_b=True, check_finite=False).T
     return np.asarray(fitted)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -18,8 +19,10 @@ from onnx_condense.evidence import moments
 from onnx_condense.evidence.columns import Columns
 from onnx_condense.evidence.moments import PREFIX, Pair
 from onnx_condense.evidence.stages import Ahead, Stages
+from onnx_condense.fit.asking import Asking
 from onnx_condense.fit.choices import Choice, settled
 from onnx_condense.fit.compensate import refit
+from onnx_condense.fit.dense import Dense, Passes, stacks_of, trials_of
 from onnx_condense.fit.narrowed import narrowed
 from onnx_condense.fit.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.fit.turning import Turns
@@ -36,9 +39,8 @@ from onnx_condense.plan import (
 from onnx_condense.proving.verify import blaming
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, release
-from onnx_condense.select.curves import OVERFIT, Trial, best_judged, held_out_error, judged, overfits
-from onnx_condense.select.obs import Elimination, ReaderCost, eliminate
-from onnx_condense.select.pivots import eliminate_to
+from onnx_condense.select.curves import Trial, best_judged, judged, overfits
+from onnx_condense.select.obs import Elimination, eliminate
 
 SELECTION_RIDGE = 1e-5
 # Tried where that order does badly on samples that it did not see.
@@ -76,6 +78,8 @@ class Fitter:
         places: by space, where channels of groups were moved before.
     """
 
+    places: Mapping[str, IntArray] = MappingProxyType({})
+
     def __init__(
         self,
         network: Network,
@@ -99,31 +103,35 @@ class Fitter:
         held = max((rows[c] * len(r.labels) for r in self._readers for c in r.columns), default=1)
         of_one = [max(rows[c] for c in r.columns) for r in self._readers]
         self._readers = [self._laid_out(r, count) for r, count in zip(self._readers, of_one, strict=True)]
-        products = sum(_products(r, count) for r, count in zip(self._readers, of_one, strict=True))
+        products = sum(r.products(count) for r, count in zip(self._readers, of_one, strict=True))
         self.light = (work + products) * len(self._fit_rows) <= LIGHT_WORK
+        self._rows_of = {r.uses: r.rows(count) for r, count in zip(self._readers, of_one, strict=True)}
         taken = max((c.take for r in self._readers for c in r.columns), default=0)
         # Few enough samples per pass for exact sums in fp32 and for the memory that patches need.
-        self._batch = min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1))
-        self._batch = max(self._batch, 1)
+        self._batch = max(1, min(moments.ROWS, PASS_ROWS // max(taken, 1), PASS_ELEMENTS // max(held, 1)))
         self._settled = stages_of(network, view, self._readers)
-        self._fit = self._dense(self._fit_rows)
-        self._held = self._dense(search)
-        self._use_held = False
+        columns = sorted({c for r in self._readers for c in r.columns}, key=repr)
+        self._passes = Passes(self._proto, columns, self._ranks(), samples, runtime, self._batch)
+        self._fit, self._held = self._passes.moments(self._fit_rows), self._passes.moments(search)
+        self._use_held, self._own = False, len(self._fit_rows)
+        self._rows: dict[tuple[int, ...], float] = {}
         self._ridge_of: dict[tuple[tuple[int, ...], bytes], float] = {}
         self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
         self.anew: dict[str, float] = {}
-        self.places: Mapping[str, IntArray] = {}
         if orders is None:
             self.eliminations = tuple(self._turns.decide(s, self.eliminated(s), self._trials) for s in self.spaces)
         else:
+            asking = self._asking(orders, search)
             pairs = zip(orders, self.spaces, strict=True)
-            self.eliminations = tuple(self._ordered_by(order, s) for order, s in pairs)
-        self._fit, self._held = (self._turns.moments(m, self._readers) for m in (self._fit, self._held))
-        self._readers = self._turns.readers(self._readers)
+            self.eliminations = tuple(self._ordered_by(order, s, asking) for order, s in pairs)
+        if self._turns.found:
+            self._fit, self._held = (self._turned(share) for share in (self._fit, self._held))
+            self._readers = self._turns.readers(self._readers)
 
     def use_all(self, search: IntArray) -> None:
         """From now on fit on fit + search together; ridges are still chosen with search held out."""
         self._use_held = True
+        self._rows = {}
         self._fit_rows = np.sort(np.concatenate([self._fit_rows, search]))
 
     def rows_per_channel(self, widths: Sequence[int]) -> Mapping[str, float]:
@@ -134,10 +142,21 @@ class Fitter:
         found = {}
         for name in (s.space for s in selections):
             readers = [r for r in self._readers if np.isin(r.labels, channels[name]).any()]
-            rows = [sum(m.count for m in self._learned(r)) * max(r.pooled, 1) for r in readers]
+            rows = [self._fitted_on(r) * max(r.pooled, 1) for r in readers]
             kept = [max(int((~np.isin(r.labels, gone)).sum()) // r.groups, 1) for r in readers]
             found[name] = min((n / k for n, k in zip(rows, kept, strict=True)), default=math.inf)
         return found
+
+    def _rich(self, touched: Iterable[Readers], gone: Iterable[int]) -> bool:
+        """Whether all of these readers have rows enough for any ridge to do, without some channels."""
+        lost = np.fromiter(gone, np.int64)
+        kept = [(self._rows_of[r.uses], int((~np.isin(r.labels, lost)).sum()) // r.groups) for r in touched]
+        return all(self._own * rows >= RICH * count for rows, count in kept)
+
+    def _fitted_on(self, readers: Readers) -> float:
+        """Rows, as counted by the last refit, if there was one: moments may not be at hand."""
+        known = self._rows.get(readers.uses)
+        return sum(m.count for m in self._learned(readers)) if known is None else known
 
     # ---- moments ----
 
@@ -167,19 +186,14 @@ class Fitter:
         ranks = {c.tensor: len(self.network.shape(c.tensor) or ()) for r in self._readers for c in r.columns}
         return ranks | {PREFIX + name: rank for name, rank in ranks.items()}
 
-    def _dense(self, indices: IntArray) -> dict[Columns, Moments]:
-        columns = sorted({c for r in self._readers for c in r.columns}, key=repr)
-        pairs = [moments.with_itself(c) for c in columns]
-        found = moments.collect(self._proto, pairs, self._ranks(), self._samples, indices, self._runtime, self._batch)
-        return dict(zip(columns, found, strict=True))
-
-    def _summed(self, source: Mapping[Columns, Moments], readers: Readers) -> Moments:
-        return functools.reduce(Moments.plus, (source[c] for c in readers.columns))
+    def _turned(self, share: Dense) -> Dense:
+        found = self._turns.moments(share.found, self._readers)
+        return Dense(lambda: found)
 
     def _learned(self, readers: Readers) -> list[Moments]:
         """What is fitted on; apart, as the sum would be as large again."""
         sources = (self._fit, self._held) if self._use_held else (self._fit,)
-        return [self._summed(source, readers) for source in sources]
+        return [source.of(readers) for source in sources]
 
     # ---- selection ----
 
@@ -203,53 +217,33 @@ class Fitter:
         orders = [first, *(eliminate(costs, removable, ridge) for ridge in CAREFUL_RIDGES)]
         return best_judged(orders, trials, USUAL_RIDGE)
 
-    def _eliminate_to(self, space: ChannelSpace, trials: Sequence[Trial], gone: int) -> Elimination:
-        """An order of which only the first so many will go; the one that does best on the search share."""
-        removable = np.flatnonzero(~space.pinned)
-        readers, left = [t.reader for t in trials], len(removable) - gone
-        first = eliminate_to(readers, removable, left, SELECTION_RIDGE)
-        release()
-        if not trials or held_out_error(trials, first.order[:gone], USUAL_RIDGE) <= OVERFIT * first.cost[gone]:
-            return first
-        orders = [first, *(eliminate_to(readers, removable, left, ridge) for ridge in CAREFUL_RIDGES)]
-        return min(orders, key=lambda o: held_out_error(trials, o.order[:gone], USUAL_RIDGE))
+    def _asking(self, orders: Sequence[Elimination | Choice], search: IntArray) -> Asking:
+        """What tells whether the channels of a plan do."""
+        gone = [s.channels[o.gone] for s, o in zip(self.spaces, orders, strict=True) if isinstance(o, Choice)]
+        lost, whole = np.concatenate([np.empty(0, np.int64), *gone]), (self._fit, self._held)
+        shares, rich = (self._passes, self._fit_rows, search), self._rich(self._readers, lost)
+        return Asking(self.view, self._readers, self._rows_of, lost, *shares, whole, USUAL_RIDGE, rich)
 
-    def _ordered_by(self, order: Elimination | Choice, space: ChannelSpace) -> Elimination:
+    def _ordered_by(self, order: Elimination | Choice, space: ChannelSpace, asking: Asking) -> Elimination:
         """The order that was given, with its cost on held-out samples."""
-        trials = self._trials(space)
         if isinstance(order, Elimination):
-            return judged(order, trials, USUAL_RIDGE)
+            return judged(order, self._trials(space), USUAL_RIDGE)
         if order.mixed:
-            return self._turns.mixed_to(order.mixed, space, trials)
-        anew = functools.partial(self._eliminate_to, space, trials, len(order.gone))
-        found, worse = settled(order, trials, anew, USUAL_RIDGE)
+            return self._turns.mixed_to(order.mixed, space, self._trials(space))
+        if order.exact or not order.gone.size:
+            return order.as_planned()
+        gone, question = len(order.gone), asking.about(space)
+        left = int((~space.pinned).sum()) - gone
+        anew = functools.partial(question.chosen, left, gone, (SELECTION_RIDGE, *CAREFUL_RIDGES))
+        found, worse = settled(order, question.error, anew)
         if worse is not None:
             self.anew[space.name] = worse
         return found
 
     def _trials(self, space: ChannelSpace, seeing: Sequence[Readers] | None = None) -> list[Trial]:
-        """What reads a space; readers of the very same columns are stacked into one."""
-        stacks: dict[tuple[int, *tuple[Columns, ...]], list[Readers]] = {}
-        for readers in self._readers if seeing is None else seeing:
-            if np.isin(readers.labels, space.channels[~space.pinned]).any():
-                stacks.setdefault((readers.groups, *readers.columns), []).append(readers)
-        trials = []
-        for stack in stacks.values():
-            fit, held = self._summed(self._fit, stack[0]), self._summed(self._held, stack[0])
-            covariance, held_out = fit.covariance, functools.cache(functools.partial(held.about, fit.left))
-            for parts in zip(*(r.parts() for r in stack), strict=True):
-                features = parts[0][1]
-                weights = [r.weight[rows, features] for r, (rows, _) in zip(stack, parts, strict=True)]
-                gains = [self.view.linear[r.uses[0]].gain for r in stack]
-                # One alone is not copied: it may be as large as the covariance.
-                weight = weights[0]
-                if len(stack) > 1 or gains != [1.0]:
-                    weight = np.concatenate([w * gain for w, gain in zip(weights, gains, strict=True)])
-                owned = stack[0].owned(space, features)
-                if owned.size:
-                    cost = ReaderCost(weight, covariance[features, features], owned)
-                    trials.append(Trial(cost, functools.partial(_square, held_out, features)))
-        return trials
+        """What reads a space, on the whole shares; seeing: the readers, with other labels."""
+        readers = self._readers if seeing is None else seeing
+        return trials_of(stacks_of(space, self.view, readers), self._fit, self._held)
 
     # ---- plans ----
 
@@ -258,22 +252,26 @@ class Fitter:
 
         sequential: refit stage by stage on what the already condensed prefix delivers, towards dense targets, with
         ridges chosen on held-out samples; otherwise, for probes, every reader is refitted once on the dense
-        network's own activations.
+        network's own activations. These serve the first stage, too, as long as their moments are at hand: after
+        `use_all` it is like the others where rows abound, so that a saved plan needs none for the same bytes.
         """
         selections, errors = narrowed(self.view, self.spaces, self.eliminations, widths)
         gone = Plan("fitted", selections, ()).dropped(self.view.spaces)
         touched = [r for r in self._readers if np.isin(r.labels, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
+        first = 0 if self._use_held and self._rich(touched, gone) else 1
         for readers in touched:
-            # Readers further down only want a start: their stage comes.
-            careful = sequential and readers.level == 0
-            self._refit(readers, gone, updates, None, careful=careful)
+            if readers.level >= first and sequential:
+                # Its stage comes.
+                self._started(readers, gone, updates)
+            else:
+                self._refit(readers, gone, updates, None, careful=sequential)
         rotations = self._turns.rotations(selections)
         plan = Plan("fitted", selections, _ordered(updates), errors, rotations)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
             stages = self._stages(touched)
-            for level in sorted({r.level for r in touched} - {0}):
+            for level in sorted({r.level for r in touched if r.level >= first}):
                 stage = [r for r in touched if r.level == level]
                 self._refit_stage(stages, stage, gone, updates, condensed)
                 plan = dataclasses.replace(plan, updates=_ordered(updates))
@@ -315,6 +313,12 @@ class Fitter:
             kept = functools.reduce(Moments.plus, (k for _, k in parts))
             self._refit(readers, gone, updates, (cross, kept), careful=True)
 
+    def _started(self, readers: Readers, gone: frozenset[int], updates: dict[int, ReaderUpdate]) -> None:
+        """The dense columns of what stays: what lies behind them is not looked at before they are refitted."""
+        weight = np.where(np.isin(readers.labels, list(gone)), 0.0, readers.weight)
+        matrix = readers.matrix(self._turns.weight(readers, weight))
+        updates.update((use, ReaderUpdate(use, matrix, np.zeros(len(matrix)))) for use in readers.uses)
+
     def _refit(
         self,
         readers: Readers,
@@ -329,12 +333,13 @@ class Fitter:
             dense, everything = self._learned(readers), np.arange(len(readers.labels))
             cross, kept = ([m.part(left, keep) for m in dense] for left in (everything, keep))
             joint = functools.reduce(Moments.plus, cross), functools.reduce(Moments.plus, kept)
+        self._rows[readers.uses] = joint[1].count
         weight = np.zeros_like(readers.weight)
         offsets = []
         for rows, features in readers.parts():
             part = _Part(readers.weight[rows, features], features, *np.searchsorted(keep, _ends(features)))
             own = keep[part.first : part.last]
-            ridge = self._ridge(readers, part, own) if careful else USUAL_RIDGE
+            ridge = self._ridge(readers, part, own, joint[1].count) if careful else USUAL_RIDGE
             fitted, offset = refit(part.weight, *part.moments(*joint), own - features.start, ridge)
             weight[rows, own] = fitted
             offsets.append(offset)
@@ -342,14 +347,17 @@ class Fitter:
             offset = np.concatenate(offsets) * self.view.linear[use].gain
             updates[use] = ReaderUpdate(use, readers.matrix(self._turns.weight(readers, weight)), offset)
 
-    def _ridge(self, readers: Readers, part: _Part, keep: IntArray) -> float:
-        """The ridge whose one-shot refit does best on the search share; the smallest where rows abound."""
-        dense, held = self._summed(self._fit, readers), self._summed(self._held, readers)
-        if dense.count * max(readers.pooled, 1) >= RICH * len(keep):
+    def _ridge(self, readers: Readers, part: _Part, keep: IntArray, rows: float) -> float:
+        """The ridge whose one-shot refit does best on the search share; the smallest where rows abound.
+
+        rows: that are fitted on, with those of the search share once these are too.
+        """
+        if rows * self._own / len(self._fit_rows) * max(readers.pooled, 1) >= RICH * len(keep):
             return USUAL_RIDGE
         # What is kept tells more than how much: the same channels get the same ridge, whatever was tried before.
         key = (*readers.uses, part.features.start), keep.tobytes()
         if key not in self._ridge_of:
+            dense, held = self._fit.of(readers), self._held.of(readers)
             everything, local = np.arange(part.features.start, part.features.stop), keep - part.features.start
             cross, kept = dense.part(everything, keep), dense.part(keep, keep)
             target = part.weight @ held.part(everything, keep).covariance
@@ -378,16 +386,6 @@ class _Part:
             return cross, kept
         own, left = np.arange(self.first, self.last), np.arange(self.features.start, self.features.stop)
         return cross.part(left, own), kept.part(own, own)
-
-
-def _products(readers: Readers, rows: int) -> int:
-    """Multiply-accumulates of the moments of what they read in one sample; rows: that it has."""
-    used = min(readers.columns[0].take or rows, rows) * max(readers.pooled, 1)
-    return len(readers.columns) * used * len(readers.labels) ** 2
-
-
-def _square(of: Callable[[], FloatArray], part: slice) -> FloatArray:
-    return of()[part, part]
 
 
 def _ends(part: slice) -> tuple[int, int]:

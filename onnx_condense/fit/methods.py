@@ -172,12 +172,12 @@ class Merger:
 
     light = True
     anew: Mapping[str, float] = MappingProxyType({})
+    places: Mapping[str, IntArray] = MappingProxyType({})
 
     def __init__(self, network: Network, view: ChannelView, orders: Orders, *, merge: bool) -> None:
         self.network, self.view = network, view
         self.spaces = tuple(s for s in view.spaces if s.reducible)
         self.eliminations = orders.eliminations
-        self.places: Mapping[str, IntArray] = {}
         self._directions, self._merge = orders.directions, merge
         self._columns = [_positions(use.columns) for use in orders.named.linear]
 

@@ -52,6 +52,14 @@ class Readers:
         """How many columns of a channel are pooled; 0: none."""
         return self.columns[0].per_channel
 
+    def rows(self, of_one: int) -> int:
+        """Rows that one sample counts for; of_one: that it has."""
+        return max(min(self.columns[0].take or of_one, of_one), 1) * max(self.pooled, 1)
+
+    def products(self, of_one: int) -> int:
+        """Multiply-accumulates of the moments of what they read in one sample."""
+        return len(self.columns) * self.rows(of_one) * len(self.labels) ** 2
+
     def matrix(self, weight: FloatArray) -> FloatArray:
         """A weight like `weight` -> [O, Q], columns as the reader has them."""
         if self.stacked:

@@ -52,6 +52,11 @@ class Turns:
         self._bases: dict[str, Basis] = {}
         self._of: dict[int, str] = {}
 
+    @property
+    def found(self) -> bool:
+        """Whether any space is mixed."""
+        return bool(self._bases)
+
     def decide(self, space: ChannelSpace, picked: Elimination, trials_of: TrialsOf) -> Elimination:
         """The order and costs for a space: mixed where that does better on held-out samples than picking channels."""
         trials = trials_of(space) if space.name in self._trunks and len(picked.order) else ()

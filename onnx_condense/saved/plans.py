@@ -234,6 +234,9 @@ class _Reader:
         if after > len(exact):
             raise self._fault(f"{place}: after is {after}, but exact leaves {len(exact)} channels")
         writers = self._list(data["writers"], f"{place}: writers")
+        places = [self._order(row, len(exact), f"{place}: places") for row in self._list(data["places"], place)]
+        if len({len(row) for row in places}) > 1:
+            raise self._fault(f"{place}: places: not all orders are of the same length")
         return SpacePlan(
             name,
             tuple(self._text(writer, f"{place}: writers") for writer in writers),
@@ -243,7 +246,7 @@ class _Reader:
             exact,
             self._text(data["held"], f"{place}: held"),
             self._number(data["error"], f"{place}: error") or 0.0,
-            tuple(self._order(row, len(exact), f"{place}: places") for row in self._list(data["places"], place)),
+            tuple(places),
         )
 
     def _order(self, data: Any, width: int, place: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from onnx_condense import __version__
 from onnx_condense.errors import ModelError, UsageError
 from onnx_condense.evidence.weights import lossless_plan
 from onnx_condense.fit.choices import Choice
-from onnx_condense.grids import Apart, Order
+from onnx_condense.grids import Order, apart
 from onnx_condense.heat import kept_channels
 from onnx_condense.network.model import Network
 from onnx_condense.network.nodes import bodies_of
@@ -220,8 +220,9 @@ class Reuse:
         self.document, self.label, self.same = document, label, same
         self._network = network
         self._plans = {s.name: s for s in document.spaces}
-        self.held = self._held(find_spaces(network))
-        self.view = self.held.view(network)
+        plain = find_spaces(network)
+        self.held = self._held(plain)
+        self.view = self.held.view(network) if self.held.reasons else plain
         self._check()
         stay = {s.name: np.array(s.exact, np.int64) for s in document.spaces}
         merges = any(len(s.exact) < s.before for s in document.spaces)
@@ -282,17 +283,20 @@ class Reuse:
                 found.append(self._choice(plan, left.get(plan.name, np.arange(plan.before))))
         return found
 
-    def places(self, found: Apart, view: ChannelView) -> dict[str, Order]:
+    def places(self, network: Network, view: ChannelView) -> dict[str, Order]:
         """Where the plan moves channels of groups first, by space, where there are as many as it knows.
 
         Args:
-            found: the grids of the network that is fitted.
+            network: what is fitted.
             view: its channels.
         """
+        if not any(plan.places for plan in self.document.spaces):
+            return {}
         names = {s.writers: s.name for s in self.view.spaces}
         plans = {s.name: self._plans[names.get(s.writers, s.name)] for s in view.spaces}
-        orders = {g.space: np.array(plans[g.space].places, np.int64) for g in found.grids}
-        return {g.space: orders[g.space] for g in found.grids if orders[g.space].shape == g.cells.shape}
+        cells = {g.space: g.cells for g in apart(network, view).grids}
+        orders = {space: np.array(plans[space].places, np.int64) for space in cells if plans[space].places}
+        return {space: order for space, order in orders.items() if order.shape == cells[space].shape}
 
     def _choice(self, plan: SpacePlan, left: IntArray) -> Choice:
         """left: positions of the channels that are still there."""

@@ -215,25 +215,25 @@ class Maker:
             self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
         choices = reuse.choices(view, exact.plans[0] if exact else None) if reuse else None
 
-        def made(network: Network, view: ChannelView) -> tuple[Narrower, Sequence[str]]:
-            return narrower(self.goal, network, view, samples, (fit, search), self.runtime, self.held, choices)
+        def made(places: Mapping[str, Order]) -> tuple[Narrower, Sequence[str]]:
+            there = moved(network, view, places)
+            seen = view if there is network else self.held.view(there)
+            found, notes = narrower(self.goal, there, seen, samples, (fit, search), self.runtime, self.held, choices)
+            found.places = places
+            return found, notes
 
-        fitter, notes = made(network, view)
-        if places := self._places(fitter, exact, reuse):
-            network = moved(network, view, places)
-            view = self.held.view(network)
-            fitter, notes = made(network, view)
-            fitter.places = places
-        fitter.eliminations = self.held.cut(view, fitter.spaces, fitter.eliminations)
+        fitter, notes = made(reuse.places(network, view) if reuse else {})
+        if reuse is None and (places := self._places(fitter, exact)):
+            fitter, notes = made(places)
+        fitter.eliminations = self.held.cut(fitter.view, fitter.spaces, fitter.eliminations)
         self.notes += notes
         return fitter
 
-    def _places(self, fitter: Narrower, exact: Candidate | None, reuse: Reuse | None) -> Mapping[str, Order]:
-        """Where channels of groups, heads and stacks go first, by the space that the fitter knows."""
+    def _places(self, fitter: Narrower, exact: Candidate | None) -> Mapping[str, Order]:
+        """Where channels of groups, heads and stacks go first; what was fitted before had its turn."""
         if not isinstance(fitter, Fitter) or self.goal.method != "fit" or (exact and exact.rows):
             return {}
-        found = apart(fitter.network, fitter.view)
-        return placed(fitter, found) if reuse is None else reuse.places(found, fitter.view)
+        return placed(fitter, apart(fitter.network, fitter.view))
 
     def reused(self, reuse: Reuse, exact: Candidate | None, shares: Shares) -> Candidate:
         """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by."""

@@ -46,6 +46,14 @@ class Elimination:
     cost: FloatArray
 
 
+def placed(columns: IntArray, keep: IntArray, count: int) -> IntArray:
+    """Where the columns of the channels lie among those that are kept of so many, -1 where they do not."""
+    at = np.full(count + 1, -1)
+    at[keep] = np.arange(len(keep))
+    # The entry behind the last one stands for the columns that a channel does not have.
+    return np.asarray(at[columns])
+
+
 class _State:
     """A reader set during elimination. Columns that went are swapped behind the live ones, so nothing is copied."""
 
