@@ -72,7 +72,15 @@ def apart(network: Network, view: ChannelView) -> Apart:
         return Apart(network, view, ())
     single = find_spaces(network, apart=True)
     parts = _parts(view, single)
-    grids = [grid for grid in _grids(view, single, parts) if _movable(network, single, grid)]
+    carriers = _carriers(network, single)
+    holding = _holding(carriers)
+    unmoved = _identity(single)
+    grids = []
+    for grid in _grids(view, single, parts):
+        # Looking through all carriers for every grid would take the square of the network's size.
+        touched = sorted({at for cell in grid.cells.reshape(-1).tolist() for at in holding.get(cell, ())})
+        if _movable(network, [carriers[at] for at in touched], grid, unmoved):
+            grids.append(grid)
     return Apart(network, single, tuple(grids))
 
 
@@ -171,11 +179,19 @@ def _part_of(parts: Sequence[IntArray]) -> dict[int, tuple[tuple[int, int], ...]
     return {label: tuple(sorted(rows)) for label, rows in found.items()}
 
 
-def _movable(network: Network, single: ChannelView, grid: Grid) -> bool:
+def _holding(carriers: Sequence[_Carrier]) -> dict[int, list[int]]:
+    """By label, the positions of the carriers that hold numbers for it."""
+    found: dict[int, list[int]] = {}
+    for at, carrier in enumerate(carriers):
+        for label in np.unique(carrier.labels).tolist():
+            found.setdefault(label, []).append(at)
+    return found
+
+
+def _movable(network: Network, carriers: Sequence[_Carrier], grid: Grid, unmoved: IntArray) -> bool:
     """Whether all that holds a grid's channels can be written in another order: here, every part turned by one."""
-    moved = _identity(single)
+    moved = unmoved.copy()
     moved[grid.cells] = np.roll(grid.cells, 1, axis=1)
-    carriers = _carriers(network, single)
     return all(c.reordered(_stored(network, c.operand), moved) is not None for c in carriers)
 
 

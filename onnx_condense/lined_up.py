@@ -119,8 +119,10 @@ def _evenly(network: Network, by_part: ChannelView, grids: Sequence[Grid]) -> tu
 
 def _made(network: Network, by_part: ChannelView, plan: Plan, gone: Gone) -> Network:
     """The network with stand-ins in place of redundant channels, and these where the first part has its own."""
+    # Nothing goes, and carriers are numbered as in the other view.
+    readers = dataclasses.replace(by_part, labels={}, constants=(), sizes=())
     merged = Network(
-        apply_plan(network, by_part, dataclasses.replace(plan, selections=())), network.path, network.given
+        apply_plan(network, readers, dataclasses.replace(plan, selections=())), network.path, network.given
     )
     # A new bias may have given another name to what a space is named by.
     view = find_spaces(merged)

@@ -15,7 +15,7 @@ from convnets import Array, assembled
 from grouped import AROUND, single
 from onnx import helper
 
-from onnx_condense import condense
+from onnx_condense import condense, grids
 from onnx_condense.grids import apart, moved_back
 from onnx_condense.lined_up import lined_up
 from onnx_condense.network.model import load
@@ -181,6 +181,62 @@ def test_channels_of_a_part_in_any_order_are_one_function(name: str) -> None:
         back = load(moved_back(moved, view, {grid.space: order}))
         for stored in network.proto.graph.initializer:
             np.testing.assert_array_equal(back.constant(stored.name), network.constant(stored.name))
+
+
+def beside_scaled(copies: Copies) -> onnx.ModelProto:
+    """The rows of two groups, and beside them a plain layer of as many channels, each with a factor of its own."""
+    rng = np.random.default_rng(4)
+    wide = 2 * PLACES
+    k, d = rng.standard_normal((2, PLACES, 2, 3, 3)), rng.uniform(-1, 1, (2, PLACES))
+    spoiled(k, d, copies)
+    stored = {"k": k.reshape(-1, 2, 3, 3), "d": d.reshape(-1), "v": rng.standard_normal((5, wide, 3, 3))}
+    stored |= {"w": rng.standard_normal((wide, 4, 1, 1)), "f": rng.uniform(1, 2, (wide, 1, 1)), "u": stored["v"][::-1]}
+    nodes = [
+        NODE("Conv", ["x", "k", "d"], ["z"], group=2, **AROUND),
+        NODE("Relu", ["z"], ["h"]),
+        NODE("Conv", ["h", "v"], ["p"], **AROUND),
+        NODE("Conv", ["x", "w"], ["a"]),
+        NODE("Sigmoid", ["a"], ["s"]),
+        NODE("Mul", ["s", "f"], ["e"]),
+        NODE("Conv", ["e", "u"], ["q"], **AROUND),
+        NODE("Add", ["p", "q"], ["y"]),
+    ]
+    return assembled(nodes, single(stored), {"x": ("N", 4, 7, 6)})
+
+
+def test_what_others_carry_does_not_get_in_the_way() -> None:
+    proto = beside_scaled({0: {1: 0, 3: 2}, 1: {0: 3, 2: 1}})
+    network = ready(proto)
+    lined = lined_up(network, find_spaces(network))
+    assert lined is not network
+    assert_same_outputs(proto, lined.proto)
+
+
+def in_a_row(depth: int) -> onnx.ModelProto:
+    """Grouped convolutions, one after the other."""
+    rng = np.random.default_rng(depth)
+    stored = {f"k{i}": rng.standard_normal((4, 2, 1, 1)) for i in range(depth)}
+    nodes = [NODE("Conv", [f"h{i}" if i else "x", f"k{i}"], [f"h{i + 1}"], group=2) for i in range(depth)]
+    nodes.append(NODE("Conv", [f"h{depth}", "v"], ["y"]))
+    return assembled(nodes, single(stored | {"v": rng.standard_normal((3, 4, 1, 1))}), {"x": ("N", 4, 3, 3)})
+
+
+def test_the_work_grows_with_the_number_of_grids_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = grids._Carrier.reordered
+    looks: list[int] = []
+
+    def counted(self: grids._Carrier, value: Array, moved: Array) -> Array | None:
+        looks.append(1)
+        return plain(self, value, moved)
+
+    monkeypatch.setattr(grids._Carrier, "reordered", counted)
+    work = []
+    for depth in (8, 16):
+        network = ready(in_a_row(depth))
+        looks.clear()
+        assert len(apart(network, find_spaces(network)).grids) == depth
+        work.append(len(looks))
+    assert work[1] <= 2 * work[0] + 4
 
 
 @pytest.mark.parametrize("copies", [{}, {0: {1: 0, 3: 2}}, {0: {1: 0, 3: 2}, 1: {1: 0, 3: 2}}])
