@@ -9,7 +9,7 @@ same, and channels that can go come to one place.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,13 +73,15 @@ def apart(network: Network, view: ChannelView) -> Apart:
     single = find_spaces(network, apart=True)
     parts = _parts(view, single)
     carriers = _carriers(network, single)
-    holding = _holding(carriers)
+    holding, shared = _holding(carriers), _stored_apart(network, carriers)
     unmoved = _identity(single)
     grids = []
     for grid in _grids(view, single, parts):
         # Looking through all carriers for every grid would take the square of the network's size.
         touched = sorted({at for cell in grid.cells.reshape(-1).tolist() for at in holding.get(cell, ())})
-        if _movable(network, [carriers[at] for at in touched], grid, unmoved):
+        touching = [carriers[at] for at in touched]
+        alone = not any(carrier.operand in shared for carrier in touching)
+        if alone and _movable(network, touching, grid, unmoved):
             grids.append(grid)
     return Apart(network, single, tuple(grids))
 
@@ -91,18 +93,24 @@ def moved(network: Network, view: ChannelView, orders: Mapping[str, Order]) -> N
     return Network(apart(network, view).reordered(orders), network.path, network.given)
 
 
-def moved_back(proto: onnx.ModelProto, view: ChannelView, orders: Mapping[str, Order]) -> onnx.ModelProto:
+def moved_back(
+    proto: onnx.ModelProto,
+    view: ChannelView,
+    orders: Mapping[str, Order],
+    view_of: Callable[[Network], ChannelView] = find_spaces,
+) -> onnx.ModelProto:
     """A network of which channels in some spaces are moved back to where they were.
 
     Args:
         proto: it, perhaps narrowed in others.
         view: of the one that it was made of, which names the spaces.
         orders: by which they had been moved.
+        view_of: the channels of a network as they go.
     """
     if not orders:
         return proto
     network = Network(proto)
-    there = find_spaces(network)
+    there = view_of(network)
     # A new bias may have given another name to what a space is named by.
     names = {s.writers: s.name for s in view.spaces}
     back = {s.name: np.argsort(orders[n], axis=1) for s in there.spaces if (n := names.get(s.writers, "")) in orders}
@@ -185,6 +193,23 @@ def _holding(carriers: Sequence[_Carrier]) -> dict[int, list[int]]:
     for at, carrier in enumerate(carriers):
         for label in np.unique(carrier.labels).tolist():
             found.setdefault(label, []).append(at)
+    return found
+
+
+def _stored_apart(network: Network, carriers: Sequence[_Carrier]) -> set[Operand]:
+    """Operands that would have to be stored anew: others read the same tensor, who would not see it move alike."""
+    seen_as: dict[Operand, list[bytes]] = {}
+    for carrier in carriers:
+        seen_as.setdefault(carrier.operand, []).append(carrier.labels.tobytes())
+    uses: dict[str, list[Operand]] = {}
+    for node in network.nodes:
+        for position, name in enumerate(node.inputs):
+            if name and (root := network.root(name)):
+                uses.setdefault(root, []).append(Operand(node.index, position))
+    found = set[Operand]()
+    for operands in uses.values():
+        if len({tuple(seen_as.get(operand, ())) for operand in operands}) > 1:
+            found.update(operands)
     return found
 
 

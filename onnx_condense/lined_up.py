@@ -1,4 +1,4 @@
-"""Redundant channels of groups and heads brought to one place, where what the parts have in common can go.
+"""Redundant channels of groups brought to one place, where what the parts have in common can go.
 
 Of a grid as many channels can go as the part with the fewest redundant ones has. The weights tell which these are, part
 by part; their stand-ins take over where they are read, and within every part they change places with others.
@@ -7,7 +7,7 @@ by part; their stand-ins take over where they are read, and within every part th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from onnx_condense.grids import Apart, Grid, apart
 from onnx_condense.network.model import Network
 from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse, Plan
 from onnx_condense.rewrite import apply_plan
-from onnx_condense.spaces import find_spaces
 
 # What is spared in one part may cost another one a stand-in: so often that is looked at again.
 ROUNDS = 4
@@ -25,12 +24,23 @@ Gone = Mapping[str, Sequence[IntArray]]
 """By space, the places of every part whose channels are redundant."""
 
 
-def lined_up(network: Network, view: ChannelView) -> Network:
+Writers = tuple[int, ...]
+"""The linear uses that write a space: what it is known by, whatever steps change its name."""
+
+
+def lined_up(
+    network: Network,
+    view: ChannelView,
+    view_of: Callable[[Network], ChannelView],
+    narrowed: Callable[[Network], Collection[Writers]],
+) -> Network:
     """A network that answers the same, to rounding, of which more channels are redundant place by place.
 
     Args:
         network: as it is.
         view: its channels as they go.
+        view_of: those of another form of it.
+        narrowed: of which spaces exact steps will take some; nothing moves in others.
 
     Returns:
         `network` itself where that brings nothing.
@@ -40,14 +50,18 @@ def lined_up(network: Network, view: ChannelView) -> Network:
     grids = [g for g in found.grids if alike.issuperset(_uses(view, g))]
     if not grids:
         return network
-    widths = {s.name: s.width for s in view.spaces}
-    before = {s.space: widths[s.space] - len(s.keep) for s in lossless_plan(network, view).selections}
+    spaces = {s.name: s for s in view.spaces}
+    before = {s.space: spaces[s.space].width - len(s.keep) for s in lossless_plan(network, view).selections}
     while grids:
         by_part = _by_part(view, found, grids, alike)
         plan, gone = _evenly(network, by_part, grids)
         grown = [g for g in grids if len(gone[g.space][0]) > before.get(g.space, 0)]
         if len(grown) == len(grids):
-            return _made(network, by_part, plan, gone)
+            made = _made(network, by_part, plan, {spaces[name].writers: rows for name, rows in gone.items()}, view_of)
+            going = narrowed(made)
+            grown = [g for g in grids if spaces[g.space].writers in going]
+            if len(grown) == len(grids):
+                return made
         grids = grown
     return network
 
@@ -117,24 +131,27 @@ def _evenly(network: Network, by_part: ChannelView, grids: Sequence[Grid]) -> tu
     return Plan("lossless", (), ()), {g.space: [nothing] * len(g.cells) for g in grids}
 
 
-def _made(network: Network, by_part: ChannelView, plan: Plan, gone: Gone) -> Network:
+def _made(
+    network: Network,
+    by_part: ChannelView,
+    plan: Plan,
+    gone: Mapping[Writers, Sequence[IntArray]],
+    view_of: Callable[[Network], ChannelView],
+) -> Network:
     """The network with stand-ins in place of redundant channels, and these where the first part has its own."""
     # Nothing goes, and carriers are numbered as in the other view.
     readers = dataclasses.replace(by_part, labels={}, constants=(), sizes=())
-    merged = Network(
-        apply_plan(network, readers, dataclasses.replace(plan, selections=())), network.path, network.given
-    )
-    # A new bias may have given another name to what a space is named by.
-    view = find_spaces(merged)
-    names = {name: s.name for name, s in zip(_names(network), view.spaces, strict=True)}
+    proto = apply_plan(network, readers, dataclasses.replace(plan, selections=()))
+    merged = Network(proto, network.path, network.given)
+    view = view_of(merged)
     found = apart(merged, view)
     width = {g.space: g.cells.shape[1] for g in found.grids}
-    orders = {names[n]: np.stack([_order(width[names[n]], rows[0], row) for row in rows]) for n, rows in gone.items()}
+    orders = {
+        s.name: np.stack([_order(width[s.name], gone[s.writers][0], row) for row in gone[s.writers]])
+        for s in view.spaces
+        if s.writers in gone
+    }
     return Network(found.reordered(orders), network.path, network.given)
-
-
-def _names(network: Network) -> list[str]:
-    return [s.name for s in find_spaces(network).spaces]
 
 
 def _order(width: int, places: IntArray, gone: IntArray) -> IntArray:

@@ -23,7 +23,7 @@ from onnx_condense.options.held import held_by
 from onnx_condense.options.limits import AUTO
 from onnx_condense.options.yardstick import yardstick
 from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchanged_report, why_unchanged
-from onnx_condense.plan import IntArray, Plan
+from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import coverage
 from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.proving.provenance import origin, provenance, result_digest, source_digest
@@ -63,16 +63,22 @@ class Run:
         self.reuse = plan and Reuse(*plan, network, same=same)
         self.goal = goal = self.reuse.goal(goal) if self.reuse else goal
         self.held = self.reuse.held if self.reuse else held_by(network, goal.control)
-        self.view = self.reuse.view if self.reuse else self.held.view(network)
-        # Other methods leave out exact steps: see `methods`.
-        lined = lined_up(network, self.view) if goal.method == "fit" else network
-        if lined is not network:
-            self.network = network = lined
-            self.reuse = plan and Reuse(*plan, network, same=same)
-            self.view = self.held.view(network)
         by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
         self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
-        self.maker = Maker(network, self.view, goal, self.prover, runtime, self.progress, self.held)
+
+        def maker(network: Network, view: ChannelView) -> Maker:
+            return Maker(network, view, goal, self.prover, runtime, self.progress, self.held)
+
+        self.view = self.reuse.view if self.reuse else self.held.view(network)
+        # Other methods leave out exact steps: see `methods`.
+        if goal.method == "fit":
+            self.network = lined_up(
+                network, self.view, self.held.view, lambda n: maker(n, self.held.view(n)).narrowed()
+            )
+        if self.network is not network:
+            self.reuse = plan and Reuse(*plan, self.network, same=same)
+            self.view = self.held.view(self.network)
+        self.maker = maker(self.network, self.view)
         self.notes: list[str] = self.maker.notes
         self.bounds = self.maker.bounds
         self.notes += self.held.notes + (self.reuse.notes if self.reuse else ())

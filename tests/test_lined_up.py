@@ -18,7 +18,7 @@ from onnx import helper
 from onnx_condense import condense, grids
 from onnx_condense.grids import apart, moved_back
 from onnx_condense.lined_up import lined_up
-from onnx_condense.network.model import load
+from onnx_condense.network.model import Network, load
 from onnx_condense.ready import ready
 from onnx_condense.spaces import find_spaces
 
@@ -121,6 +121,8 @@ def attention(copies: Copies) -> onnx.ModelProto:
     return attention_nets.network(attention_nets.SEPARATE["stored"], noise=None)
 
 
+# What is a copy in one part is none in the other, nor has it one there.
+UNLIKE: Copies = {0: {1: 0, 2: 0}, 1: {4: 3, 5: 3}}
 # What is made, at the places where copies lie, and the space of it.
 NETWORKS: dict[str, Callable[[Copies], onnx.ModelProto]] = {
     "rows of two groups": functools.partial(behind_groups, 2),
@@ -131,8 +133,8 @@ NETWORKS: dict[str, Callable[[Copies], onnx.ModelProto]] = {
 MOVED = {**NETWORKS, "stack": stack, "shuffled": shuffled, "heads": attention}
 
 
-def widths(proto: onnx.ModelProto) -> tuple[list[int], onnx.ModelProto]:
-    found = condense(proto, threads=1)
+def widths(proto: onnx.ModelProto, multiple_of: int | None = None) -> tuple[list[int], onnx.ModelProto]:
+    found = condense(proto, threads=1, multiple_of=multiple_of)
     return [s.after for s in found.report.spaces if s.after < s.before], found.model
 
 
@@ -204,12 +206,17 @@ def beside_scaled(copies: Copies) -> onnx.ModelProto:
     return assembled(nodes, single(stored), {"x": ("N", 4, 7, 6)})
 
 
+def lined(network: Network) -> Network:
+    """With channels where exact steps can take them, from any space."""
+    return lined_up(network, find_spaces(network), find_spaces, lambda n: [s.writers for s in find_spaces(n).spaces])
+
+
 def test_what_others_carry_does_not_get_in_the_way() -> None:
     proto = beside_scaled({0: {1: 0, 3: 2}, 1: {0: 3, 2: 1}})
     network = ready(proto)
-    lined = lined_up(network, find_spaces(network))
-    assert lined is not network
-    assert_same_outputs(proto, lined.proto)
+    found = lined(network)
+    assert found is not network
+    assert_same_outputs(proto, found.proto)
 
 
 def in_a_row(depth: int) -> onnx.ModelProto:
@@ -242,7 +249,47 @@ def test_the_work_grows_with_the_number_of_grids_not_with_its_square(monkeypatch
 @pytest.mark.parametrize("copies", [{}, {0: {1: 0, 3: 2}}, {0: {1: 0, 3: 2}, 1: {1: 0, 3: 2}}])
 def test_nothing_moves_where_as_much_can_go_as_it_is(copies: Copies) -> None:
     network = ready(behind_groups(2, copies))
-    assert lined_up(network, find_spaces(network)) is network
+    assert lined(network) is network
+
+
+def test_nothing_moves_where_no_channel_goes_in_the_end() -> None:
+    """Of 6 places 2 could go, of the other 6 as well, but widths are to be multiples of 4, and then of 6."""
+    proto = before_groups(2, UNLIKE)
+    assert widths(proto, multiple_of=4)[0] == [PLACES - 2]
+    found = condense(proto, threads=1, multiple_of=6)
+    assert found.report.status == "unchanged"
+    two = beside_groups()
+    narrow, model = widths(two, multiple_of=3)
+    assert narrow == [3]
+    before, after = (load(m) for m in (two, model))
+    for name in ("k", "d", "v"):
+        np.testing.assert_array_equal(after.constant(name), before.constant(name))
+
+
+def beside_groups() -> onnx.ModelProto:
+    """Two grouped convolutions side by side: of the rows of the first 2 of 6 can go in each group, of the other 3."""
+    rng = np.random.default_rng(6)
+    nodes, stored = [], dict[str, Array]()
+    for letters, copies in (("kdv", UNLIKE), ("abc", {0: {1: 0, 2: 0, 4: 0}, 1: {4: 3, 5: 3, 0: 3}})):
+        k, d = rng.standard_normal((2, PLACES, 2, 3, 3)), rng.uniform(-1, 1, (2, PLACES))
+        spoiled(k, d, copies)
+        values = (k.reshape(-1, 2, 3, 3), d.reshape(-1), rng.standard_normal((5, 2 * PLACES, 3, 3)))
+        stored |= dict(zip(letters, values, strict=True))
+        nodes += [
+            NODE("Conv", ["x", letters[0], letters[1]], [f"z{letters}"], group=2, **AROUND),
+            NODE("Relu", [f"z{letters}"], [f"h{letters}"]),
+            NODE("Conv", [f"h{letters}", letters[2]], [f"y{letters}"], **AROUND),
+        ]
+    nodes.append(NODE("Add", ["ykdv", "yabc"], ["y"]))
+    return assembled(nodes, single(stored), {"x": ("N", 4, 7, 6)})
+
+
+def test_a_weight_that_others_read_is_not_stored_twice() -> None:
+    proto = behind_groups(2, {})
+    proto.graph.node.append(NODE("ReduceMax", ["k"], ["m"], keepdims=0))
+    proto.graph.output.append(helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, []))
+    network = ready(proto)
+    assert not apart(network, find_spaces(network)).grids
 
 
 # ---- what samples tell ----
@@ -261,8 +308,6 @@ def samples(proto: onnx.ModelProto, count: int = 120) -> dict[str, Array]:
     return feed_for(proto, count, seed=3)
 
 
-# What is a copy in one part is none in the other, nor has it one there.
-UNLIKE: Copies = {0: {1: 0, 2: 0}, 1: {4: 3, 5: 3}}
 FITTED: dict[str, Callable[[Copies], onnx.ModelProto]] = {
     "rows of two groups": functools.partial(behind_groups, 2),
     "stack": stack,

@@ -120,6 +120,12 @@ class Maker:
         """The lossless plan that leaves widths which run well."""
         return self.grid.exact(self.network, self.view, self._lossless_plan)
 
+    def narrowed(self) -> frozenset[tuple[int, ...]]:
+        """The writers of the spaces that exact steps narrow."""
+        plan = self.lossless_plan() if self.goal.lossless else self.aligned_plan()
+        names = {s.space for s in plan.selections}
+        return frozenset(s.writers for s in self.view.spaces if s.name in names)
+
     def lossless_plan(self) -> Plan:
         """What the weights prove redundant, but for what is held."""
         return self.aligned_plan() if self.grid.strict else self._lossless_plan()
@@ -342,7 +348,8 @@ class Maker:
         plan, condensed = fitter.plan(widths, sequential=staged)
         self.prover.check(fitter.network, fitter.view, plan, condensed, proof)
         touched = {s.space for s in plan.selections}
-        condensed = moved_back(condensed, fitter.view, {n: o for n, o in fitter.places.items() if n not in touched})
+        still = {name: order for name, order in fitter.places.items() if name not in touched}
+        condensed = moved_back(condensed, fitter.view, still, self.held.view)
         plans = (*(exact.plans if exact else ()), plan)
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
