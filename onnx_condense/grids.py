@@ -56,7 +56,7 @@ class Apart:
             value = values.get(carrier.operand, _stored(self.network, carrier.operand))
             found = carrier.reordered(value, moved)
             assert found is not None, carrier.operand
-            if found is not value:
+            if not np.array_equal(found, value):
                 values[carrier.operand] = found
         return with_values(self.network, values)
 
@@ -207,7 +207,11 @@ def _stored_apart(network: Network, carriers: Sequence[_Carrier]) -> set[Operand
             if name and (root := network.root(name)):
                 uses.setdefault(root, []).append(Operand(node.index, position))
     found = set[Operand]()
-    for operands in uses.values():
+    for root, operands in uses.items():
+        value = network.constant(root)
+        # Numbers that are all alike stay where they are.
+        if value is not None and (value == value.reshape(-1)[:1]).all():
+            continue
         if len({tuple(seen_as.get(operand, ())) for operand in operands}) > 1:
             found.update(operands)
     return found

@@ -284,6 +284,23 @@ def beside_groups() -> onnx.ModelProto:
     return assembled(nodes, single(stored), {"x": ("N", 4, 7, 6)})
 
 
+def test_numbers_that_are_all_alike_may_be_stored_once() -> None:
+    proto = beside_groups()
+    for node in proto.graph.node:
+        node.input[:] = ["d" if name == "b" else name for name in node.input]
+    alike = next(t for t in proto.graph.initializer if t.name == "d")
+    network = ready(proto)
+    assert not apart(network, find_spaces(network)).grids
+    alike.CopyFrom(onnx.numpy_helper.from_array(np.full(2 * PLACES, 0.5, np.float32), "d"))
+    network = ready(proto)
+    found = apart(network, find_spaces(network))
+    assert len(found.grids) == 2
+    first = found.grids[0]
+    turned = found.reordered({first.space: np.stack([np.roll(np.arange(PLACES), part + 1) for part in range(2)])})
+    assert_same_outputs(proto, turned)
+    assert [t.name for t in turned.graph.initializer] == [t.name for t in network.proto.graph.initializer]
+
+
 def test_a_weight_that_others_read_is_not_stored_twice() -> None:
     proto = behind_groups(2, {})
     proto.graph.node.append(NODE("ReduceMax", ["k"], ["m"], keepdims=0))
