@@ -298,8 +298,10 @@ class Run:
             spent=spent,
         )
         found = self._answer(candidate.model, candidate, report, result_digest(candidate.model, self.network))
-        clouds, kept = candidate.proved.measured.clouds(), kept_channels(candidate.plans, candidate.names)
-        return dataclasses.replace(found, clouds=clouds, kept=kept)
+        kept = kept_channels(candidate.plans, candidate.names)
+        # Of channels that were moved before, positions are none of the dense network's.
+        kept = {name: positions for name, positions in kept.items() if name not in candidate.places}
+        return dataclasses.replace(found, clouds=candidate.proved.measured.clouds(), kept=kept)
 
     def _stamp(self, candidate: Candidate, goal: Goal) -> None:
         error, steps = candidate.proved.error, candidate.steps

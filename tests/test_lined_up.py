@@ -336,6 +336,7 @@ def test_near_copies_go_wherever_they_lie(name: str, tmp_path: Path) -> None:
     proto = nearly(FITTED[name](UNLIKE))
     found = condense(proto, calibration=samples(proto), tolerance=0.01, threads=1, multiple_of=1)
     assert [s.after for s in found.report.spaces if s.after < s.before] == [PLACES - 2]
+    assert not found.kept
     found.save_plan(tmp_path / "plan.json")
     again = condense(proto, calibration=samples(proto), plan=tmp_path / "plan.json", threads=1)
     assert again.model.SerializeToString(deterministic=True) == found.model.SerializeToString(deterministic=True)
