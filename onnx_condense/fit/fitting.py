@@ -36,7 +36,7 @@ from onnx_condense.plan import (
     Plan,
     ReaderUpdate,
 )
-from onnx_condense.proving.verify import blaming
+from onnx_condense.proving.verify import blaming, check_tensors
 from onnx_condense.rewrite import apply_plan
 from onnx_condense.runtime import Runtime, release
 from onnx_condense.select.curves import Trial, best_judged, judged, overfits
@@ -253,20 +253,21 @@ class Fitter:
         sequential: refit stage by stage on what the already condensed prefix delivers, towards dense targets, with
         ridges chosen on held-out samples; otherwise, for probes, every reader is refitted once on the dense
         network's own activations. These serve the first stage, too, as long as their moments are at hand: after
-        `use_all` it is like the others where rows abound, so that a saved plan needs none for the same bytes.
+        `use_all` it is like the others where rows abound, so that a saved plan needs none for the same bytes. Mixed
+        channels need them anyway, and are exacter by them.
         """
         selections, errors = narrowed(self.view, self.spaces, self.eliminations, widths)
         gone = Plan("fitted", selections, ()).dropped(self.view.spaces)
         touched = [r for r in self._readers if np.isin(r.labels, list(gone)).any()]
         updates: dict[int, ReaderUpdate] = {}
-        first = 0 if self._use_held and self._rich(touched, gone) else 1
+        rotations = self._turns.rotations(selections)
+        first = 0 if self._use_held and not rotations and self._rich(touched, gone) else 1
         for readers in touched:
             if readers.level >= first and sequential:
                 # Its stage comes.
                 self._started(readers, gone, updates)
             else:
                 self._refit(readers, gone, updates, None, careful=sequential)
-        rotations = self._turns.rotations(selections)
         plan = Plan("fitted", selections, _ordered(updates), errors, rotations)
         condensed = apply_plan(self.network, self.view, plan)
         if sequential:
@@ -304,6 +305,7 @@ class Fitter:
         columns = sorted({c for r in stage for c in r.columns}, key=repr)
         others = [dataclasses.replace(c, tensor=PREFIX + c.tensor) for c in columns]
         pairs = [p for c, o in zip(columns, others, strict=True) for p in (Pair(c, o), moments.with_itself(o))]
+        check_tensors(condensed, (c.tensor for c in columns))
         with blaming(self._proto, condensed):
             found = stages.collect(condensed, pairs, self._ranks(), stage[0].level)
         crossed = {c: (found[2 * i], found[2 * i + 1]) for i, c in enumerate(columns)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -71,6 +71,20 @@ def blaming(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[None]:
     except ModelError:
         check_graph(before, after)
         raise
+
+
+def check_tensors(after: onnx.ModelProto, names: Iterable[str]) -> None:
+    """See that tensors of the dense network that are looked at are there.
+
+    Raises:
+        DefectError: the new graph has lost one.
+    """
+    graph = after.graph
+    there = {name for node in graph.node for name in node.output}
+    there |= {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
+    for name in names:
+        if name not in there:
+            raise DefectError("tensor", f"the condensed network has lost tensor {name!r}")
 
 
 def _about(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[tuple[str, object, object]]:
