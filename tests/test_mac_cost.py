@@ -9,7 +9,7 @@ import pytest
 import random_convnets
 import random_nets
 from convnets import network as convnet
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mlps import Net, mlp
 from onnx import helper
@@ -93,7 +93,10 @@ def test_the_prediction_is_what_the_condensed_network_takes(name: str, data: st.
 @given(seed=st.integers(0, 10**6), data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_so_it_is_for_random_networks(make: Callable[[int], onnx.ModelProto], seed: int, data: st.DataObject) -> None:
-    check(make(seed), data)
+    proto = make(seed)
+    # Where a tensor holds a part of a space it matters which channels go, and the prediction is a mean.
+    assume(not find_spaces(Network(proto)).parts)
+    check(proto, data)
 
 
 def test_the_cases_can_be_narrowed() -> None:

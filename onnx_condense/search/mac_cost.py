@@ -22,7 +22,8 @@ class MacCosts:
     """What `cost.count_macs` will say at given widths.
 
     Every tensor's shape follows from the labels on its axes, and a node's count from the shapes around it: so a row of
-    a convolution's weight counts once per position of the result.
+    a convolution's weight counts once per position of the result. Of a tensor that holds a part of a space (a slice
+    of its channels) as large a share is taken to go: there it is the mean over which channels go.
     """
 
     def __init__(self, network: Network, view: ChannelView) -> None:
