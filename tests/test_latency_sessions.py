@@ -66,6 +66,17 @@ def test_real_sessions() -> None:
     assert latency.confirmed(small, large, FEED, runtime, seen=reverse).verdict == "slower"
 
 
+def test_medians_follow_from_the_rounds_that_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, where the mean of two rounds in s, times 1000, is another number than that of both in ms."""
+    times = (8.72648571444058e-06, 1.6321188600327942e-06)
+    assert 1e3 * statistics.median(times) != statistics.median([1e3 * s for s in times])
+    rounds = [latency.Round(before, 2.0 * before) for before in times * 4]
+    monkeypatch.setattr(latency, "measure", lambda *_args, **_options: rounds)
+    result = latency.compare(mlp(4), mlp(4), FEED, Runtime(threads=1), batch=64)
+    assert result.before_ms == statistics.median(before for before, _ in result.rounds)
+    assert result.after_ms == statistics.median(after for _, after in result.rounds)
+
+
 def test_only_the_verdict_slower_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def latency_of(low: float, high: float) -> Latency:
         return Latency("CPUExecutionProvider", 0, 1, 1.0, 1.0, statistics.fmean((low, high)), (low, high))
