@@ -38,13 +38,11 @@ from onnx_condense.report.data import (
 )
 from onnx_condense.report.figures import Cloud, Figures
 from onnx_condense.saved.plans import Document
+from onnx_condense.search.budget import WORTH
 from onnx_condense.spaces import GRAPH_OUTPUT
 from onnx_condense.unseen import unseen_layers
 
 GIVEN_BACK = "exact merges were given back: "
-
-# A fit has to save half a percent of the parameters or of the multiply-accumulates.
-WORTH = 0.995
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +135,11 @@ class Condensed:
 def too_little(network: Network, found: Candidate, goal: Goal) -> str:
     """Why a fit is not worth its error, in words; "" if it is, or if a size was asked for.
 
-    network: what it was fitted to.
+    It has to save half a percent of the parameters or of the multiply-accumulates. network: what it was fitted to.
     """
     before, after = (count_parameters(network.proto), count_macs(network)), Network(found.model)
     left = [now / max(then, 1) for now, then in zip((found.parameters, count_macs(after)), before, strict=True)]
-    if left[0] < 1.0 and (goal.sized or min(left) <= WORTH):
+    if left[0] < 1.0 and (goal.sized or min(left) <= 1.0 - WORTH):
         return ""
     return (
         f"a fit was given back: an error of {found.proved.error:.2g} is too much for "

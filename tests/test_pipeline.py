@@ -15,7 +15,6 @@ from onnx_condense import condense
 from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError, CalibrationError, DefectError, ModelError, UsageError
 from onnx_condense.fit import fitting
-from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.network.model import serialized
 from onnx_condense.proving import latency, proof
 from onnx_condense.report.data import Latency
@@ -221,64 +220,6 @@ def test_groups_are_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_few_samples_ask_for_more() -> None:
     with pytest.raises(CalibrationError, match="25"):
         run(mlp(), calibration=X[:20])
-
-
-def test_backing_off_is_counted_and_ends_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = [9.0, 1.8]
-
-    class Strict(Judge):
-        """Says no to the first candidates that come for verification."""
-
-        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
-            measured = super().measure(model)
-            # Samples that were fitted on are not asked.
-            if self._optimize or len(self._indices) != len(X) // 5 or not verdicts:
-                return measured
-            factor = verdicts.pop()
-            (output,) = measured.outputs
-            worse = type(output)(output.name, output.squared * factor**2, output.spread, 0.0, None)
-            return Measurement((worse,), measured.groups)
-
-    plain = run(mlp(), calibration=X, tolerance=0.05)
-    monkeypatch.setattr(proof, "Judge", Strict)
-    strict = run(mlp(), calibration=X, tolerance=0.05)
-    assert strict.report.error is not None
-    assert plain.report.error is not None
-    assert (plain.report.error.back_offs, strict.report.error.back_offs) == (0, 2)
-    assert strict.report.error.value <= 0.05
-    assert count_parameters(strict.model) > count_parameters(plain.model)
-
-
-def test_backing_off_ends_at_the_dense_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Never(Judge):
-        """Never content."""
-
-        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
-            measured = super().measure(model)
-            (output,) = measured.outputs
-            shift = 0.0 if self._optimize else 9.0
-            return Measurement((type(output)("y", output.squared + shift, output.spread, 0.0, None),), measured.groups)
-
-    monkeypatch.setattr(proof, "Judge", Never)
-    found = run(mlp(), calibration=X, tolerance=0.05)
-    assert found.report.status == "unchanged"
-    assert found.report.reason is not None
-    assert found.report.reason.code == "tolerance"
-
-
-def test_a_network_that_answers_with_nan_is_never_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Judge):
-        """All candidates overflow on the samples that verify."""
-
-        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
-            measured = super().measure(model)
-            (output,) = measured.outputs
-            bad = 0.0 if self._optimize else np.inf
-            return Measurement((type(output)("y", output.squared, output.spread, bad, None),), measured.groups)
-
-    monkeypatch.setattr(proof, "Judge", Broken)
-    with pytest.raises(BudgetError):
-        run(mlp(), calibration=X, keep=0.5)
 
 
 def test_a_rewrite_that_disagrees_with_its_plan_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,10 @@ def served_worse(monkeypatch: pytest.MonkeyPatch, by: float, *, first: int = 10*
 
         proving = False
 
-    def proving(self: proof.Proof, model: Any) -> Proved:
+    def proving(self: proof.Proof, model: Any, *gate: float) -> Proved:
         Served.proving = True
         try:
-            return plain(self, model)
+            return plain(self, model, *gate)
         finally:
             Served.proving = False
 
@@ -327,6 +328,26 @@ def test_the_gate_holds_with_samples_that_were_fitted_on_too(known: float, ratio
     assert ("fitted on included" in found.worst(0.01)) == (ratio > 0.8)
     assert found.value == pytest.approx(0.008)
     assert Proved(measured(0.008, 100)).excess(0.01) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("gate", "looks"), [(0.1, 3), (np.inf, 3), (0.01, 1)])
+def test_what_fails_with_optimizations_off_is_measured_nowhere_else(gate: float, looks: int) -> None:
+    """It backs off in any case, and each look is a pass over the samples. Without a gate everything is told."""
+    seen: list[str] = []
+
+    def judge(name: str) -> Any:
+        def measure(_: Any) -> Measurement:
+            seen.append(name)
+            return measured(0.02, 4)
+
+        return SimpleNamespace(measure=measure)
+
+    settings = (Setting("P", judge("served"), 0.0),)
+    whole = proof.Proof(judge("plain"), 4, (), (), {}, settings, known=lambda: judge("known"))
+    found = whole.measure(mlp(), gate)
+    assert seen == ["plain", "served", "known"][:looks]
+    assert found.excess(0.01) == pytest.approx(2.0)
+    assert found.exact.value == pytest.approx(0.02)
 
 
 def test_the_largest_difference_is_the_larger_one_of_both_kinds_of_samples() -> None:

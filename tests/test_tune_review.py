@@ -96,7 +96,7 @@ def test_what_the_search_measured_is_told(options: dict[str, Any], monkeypatch: 
 
 
 def test_what_saves_too_little_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "WORTH", 0.0)
+    monkeypatch.setattr(outcome, "WORTH", 1.0)
     found = run(tolerance=0.2, method="drop")
     assert found.report.status == "unchanged"
     assert any(note.startswith("a fit was given back") for note in found.report.notes)

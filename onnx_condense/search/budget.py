@@ -29,6 +29,8 @@ GROWTH = 1.1
 BACK_OFF = 0.01
 # A guess that leaves more than this share of the bracket was a poor one; so many in a row are borne.
 SLOW, PATIENCE = 0.75, 2
+# What saves less than this share of the parameters is not worth another fit.
+WORTH = 0.005
 HUGE = 1e100
 # Where nothing was seen (no answer flipped) the next guess is at so many times the predicted error.
 JUMP = 4.0
@@ -261,13 +263,22 @@ def _guess(path: Sequence[Point], tolerance: float, low: tuple[int, float], high
 def back_off(path: Sequence[Point], at: int, excess: float, times: int) -> int:
     """An earlier stop whose predicted error is smaller by as much as the measured one was too large, and a bit.
 
+    Where no stop is predicted to err so little, predictions have said all they can (channels that were silent on the
+    samples that the path was made from seem to be free): then one that saves at most half as much.
+
     Args:
         path: the stops.
         at: the one that failed.
         excess: its measured error over the tolerance, above 1 (infinite where the network broke down).
-        times: how often it has failed now; the bit doubles every time, so that this ends at 0.
+        times: how often it has failed now; the bit doubles every time.
+
+    Returns:
+        The stop; 0 where what is left to try would save next to nothing.
     """
     target = path[at].error / excess * (1.0 - BACK_OFF * 2 ** (times - 1))
-    if not target > 0.0:
-        return 0
-    return max((i for i, p in enumerate(path[:at]) if p.error <= target), default=0)
+    calm = [i for i in range(1, at) if path[i].error <= target] if target > 0.0 else []
+    if calm:
+        return calm[-1]
+    saved = [path[0].parameters - p.parameters for p in path[: at + 1]]
+    found = max((i for i in range(1, at) if 2 * saved[i] <= saved[at]), default=0)
+    return found if saved[found] >= WORTH * path[0].parameters else 0

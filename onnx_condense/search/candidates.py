@@ -271,7 +271,7 @@ class Maker:
         back_offs, gate = 0, route.gate if gate is None else gate
         while at > 0:
             self.progress("verifying", 0.85)
-            found = self.made(route, at, back_offs)
+            found = self.made(route, at, back_offs, gate)
             excess = found.proved.excess(gate)
             if excess <= 1.0:
                 little = too_little(route.fitter.network, found, self.goal)
@@ -283,9 +283,10 @@ class Maker:
             at = back_off(route.path, at, excess, back_offs)
         return None, 0
 
-    def made(self, route: Route, at: int, back_offs: int = 0) -> Candidate:
-        """The candidate of one stop."""
-        return self._proved(route.fitter, route.path[at].widths, route.staged, route.exact, back_offs, route.proof)
+    def made(self, route: Route, at: int, back_offs: int = 0, gate: float = math.inf) -> Candidate:
+        """The candidate of one stop; gate: above it errors are not measured in every setting."""
+        widths = route.path[at].widths
+        return self._proved(route.fitter, widths, route.staged, route.exact, back_offs, route.proof, gate)
 
     def in_time(self, route: Route) -> Candidate | None:
         """The first candidate that also meets the limits on time for sure; the fastest one where none does."""
@@ -343,6 +344,7 @@ class Maker:
         exact: Candidate | None,
         back_offs: int,
         proof: Proof,
+        gate: float = math.inf,
     ) -> Candidate:
         """The candidate of these widths, checked against its plan and measured."""
         plan, condensed = fitter.plan(widths, sequential=staged)
@@ -356,9 +358,8 @@ class Maker:
         names = {s.name: old.get(s.writers, s.name) for s in fitter.view.spaces}
         earlier = exact.names if exact else {}
         rows = {names.get(name, name): count for name, count in fitter.rows_per_channel(widths).items()}
-        found = Candidate(
-            condensed, plans, proof.measure(condensed), self.goal.tolerance, back_offs, {**earlier, **names}, rows
-        )
+        proved = proof.measure(condensed, gate)
+        found = Candidate(condensed, plans, proved, self.goal.tolerance, back_offs, {**earlier, **names}, rows)
         places = {names.get(n, n): order for n, order in fitter.places.items() if n in touched}
         places |= exact.places if exact else {}
         steps = exact.steps if exact else 0
