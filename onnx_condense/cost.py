@@ -13,6 +13,7 @@ import onnx.inliner
 from onnx import TensorProto
 
 from onnx_condense.network.external import byte_count
+from onnx_condense.network.live import idle
 from onnx_condense.network.model import Network
 from onnx_condense.network.shapes import Shape
 from onnx_condense.ops import macs
@@ -27,7 +28,7 @@ _LEARNED = {
 
 
 def count_parameters(proto: onnx.ModelProto) -> int:
-    """Elements of all floating-point and quantized initializers and Constants that ops read.
+    """Elements of all floating-point and quantized initializers and Constants that ops read on the way to an output.
 
     A tensor that many ops read counts once, and so does one in a function that is called often; subgraphs count too.
     """
@@ -42,14 +43,20 @@ def _bodies(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
-    for node in graph.node:
+    for node in _nodes(graph):
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 yield from _graphs(body)
 
 
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Those that outputs depend on."""
+    without = set(idle(graph))
+    return [node for at, node in enumerate(graph.node) if at not in without]
+
+
 def _graph_parameters(graph: onnx.GraphProto) -> int:
-    used = {name for g in _graphs(graph) for node in g.node for name in node.input}
+    used = {name for g in _graphs(graph) for node in _nodes(g) for name in node.input}
     used |= {o.name for g in _graphs(graph) for o in g.output}
     total = sum(math.prod(t.dims) for t in graph.initializer if t.name in used and t.data_type in _LEARNED)
     total += sum(

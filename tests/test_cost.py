@@ -61,6 +61,14 @@ def test_constants_count_whatever_attribute_holds_them() -> None:
     assert count_parameters(helper.make_model(helper.make_graph(nodes, "g", [], [out]))) == 6 + 3 + 1
 
 
+def test_what_only_nodes_without_an_effect_read_does_not_count() -> None:
+    net = Net({"x": ["N", 4]})
+    idle = net.node("MatMul", "x", net.weight("a", np.ones((4, 9))))
+    net.node("Add", idle, net.weight("b", np.ones(9)))
+    net.node("MatMul", "x", net.weight("w", np.ones((4, 3))), out="y")
+    assert count_parameters(net.model({"y": ["N", 3]})) == 12
+
+
 def test_subgraphs_count_with_what_they_take_from_outside_once() -> None:
     def body(name: str) -> onnx.GraphProto:
         inner = numpy_helper.from_array(np.ones(5, np.float32), f"inner_{name}")

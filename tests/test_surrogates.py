@@ -11,6 +11,7 @@ from builders import Array, assert_same_outputs, feed_for, outputs, text_model
 from onnx import helper, numpy_helper
 
 from onnx_condense import condense
+from onnx_condense.cost import count_parameters
 from onnx_condense.metrics import Measurement
 from onnx_condense.metrics.measurement import OutputMeasure
 from onnx_condense.network.folded import folded
@@ -18,6 +19,7 @@ from onnx_condense.network.live import live
 from onnx_condense.network.model import Network, load
 from onnx_condense.network.multiplied import multiplied
 from onnx_condense.proving.coverage import rare
+from onnx_condense.proving.rechecking import recheck
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
 F = np.float32
@@ -98,6 +100,11 @@ def test_a_weight_worked_out_from_stored_numbers_is_a_weight(made: str, stored: 
     assert next((s.before, s.after) for s in found.report.spaces) == (6, 5)
     assert_same_outputs(proto, found.model)
     assert [n.op_type for n in found.model.graph.node if n.op_type != "Constant"] == ["MatMul", "Tanh", "MatMul"]
+    # The dense network is the one that was given, as one who measures both files finds it.
+    again = recheck(proto, found.model, threads=1)
+    assert found.report.parameters is not None
+    assert found.report.parameters.before == count_parameters(proto)
+    assert (found.report.parameters, found.report.macs) == (again.parameters, again.macs)
 
 
 LARGER: dict[str, tuple[str, dict[str, Array]]] = {

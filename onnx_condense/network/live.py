@@ -39,10 +39,10 @@ def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _has_idle(graph: onnx.GraphProto) -> bool:
-    return bool(_idle(graph)) or any(_has_idle(body) for body in _bodies(graph))
+    return bool(idle(graph)) or any(_has_idle(body) for body in _bodies(graph))
 
 
-def _idle(graph: onnx.GraphProto) -> list[int]:
+def idle(graph: onnx.GraphProto) -> list[int]:
     """Indices of nodes from which no output of the graph is reached."""
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
     waiting, found = [o.name for o in graph.output], set[int]()
@@ -60,7 +60,7 @@ def prune(graph: onnx.GraphProto, *, interface: bool) -> None:
     # Bodies first: what only idle nodes in them read is not needed outside either.
     for body in _bodies(graph):
         prune(body, interface=interface)
-    for at in reversed(_idle(graph)):
+    for at in reversed(idle(graph)):
         del graph.node[at]
     gone = before - _read(graph) - {o.name for o in graph.output}
     if interface:

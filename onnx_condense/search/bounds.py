@@ -95,7 +95,7 @@ class Bounds:
         """Whether the dense network meets the limits on sizes."""
         if not self.ceilings:
             return True
-        proto = self._network.proto
+        proto = self._network.given
         counts = {"parameters": count_parameters(proto), "macs": count_macs(self._network)}
         return self.excess({**counts, "bytes": file_size(self._network)}) <= 1.0
 
@@ -141,7 +141,7 @@ class Bounds:
 def _ceilings(goal: Goal, network: Network) -> list[Ceiling]:
     found = []
     if goal.keep is not None:
-        dense = count_parameters(network.proto)
+        dense = count_parameters(network.given)
         found.append(Ceiling("--keep", f"--keep {goal.keep}", "parameters", goal.keep * dense, dense))
     for option, most in goal.limits.given().items():
         kind = option.removeprefix("--max-")
