@@ -14,8 +14,11 @@ from onnx_condense.cost import count_parameters
 from onnx_condense.errors import BudgetError
 from onnx_condense.metrics import Judge, Measurement
 from onnx_condense.proving import proof
+from onnx_condense.search import candidates
+from onnx_condense.search.budget import Point, back_off
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 X = normal(400, 3)
@@ -78,6 +81,32 @@ def test_a_network_that_answers_with_nan_is_never_the_result(monkeypatch: pytest
     monkeypatch.setattr(proof, "Judge", Broken)
     with pytest.raises(BudgetError):
         condense(mlp(), threads=1, calibration=X, keep=0.5)
+
+
+def test_an_error_that_does_not_fall_takes_longer_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, seen = [0.2, 0.15, 0.15, 0.16, 0.1], list[int]()
+
+    class Stubborn(Judge):
+        """Candidates err by what is written here."""
+
+        def measure(self, model: onnx.ModelProto | Path) -> Measurement:
+            measured = super().measure(model)
+            if self._optimize or len(self._indices) != len(X) // 5 or not errors:
+                return measured
+            (output,) = measured.outputs
+            squared = output.squared * (errors.pop(0) / measured.value) ** 2
+            return Measurement((type(output)("y", squared, output.spread, 0.0, None),), measured.groups)
+
+    def noting(path: Sequence[Point], at: int, excess: float, times: int) -> int:
+        seen.append(times)
+        return max(1, back_off(path, at, excess, 1))
+
+    monkeypatch.setattr(proof, "Judge", Stubborn)
+    monkeypatch.setattr(candidates, "back_off", noting)
+    found = condense(mlp(), calibration=X, tolerance=0.05, threads=1)
+    assert seen == [1, 2, 5, 8, 9]
+    assert found.report.error is not None
+    assert found.report.error.back_offs == 5
 
 
 # ---- channels that were silent where the network was fitted ----

@@ -41,6 +41,8 @@ EXACT = 64
 LARGEST_ROUNDING = 0.01
 # Networks that are timed in full where time is limited.
 TIMINGS = 4
+# A failure that errs no less than the one before it counts so many times: predictions do not tell what makes the error.
+STUCK = 3
 
 Progress = Callable[[str, float], None]
 
@@ -269,6 +271,7 @@ class Maker:
         gate: what errors may be; None: the route's.
         """
         back_offs, gate = 0, route.gate if gate is None else gate
+        times, before = 0, math.inf
         while at > 0:
             self.progress("verifying", 0.85)
             found = self.made(route, at, back_offs, gate)
@@ -280,7 +283,8 @@ class Maker:
             if fault := found.proved.measured.fault:
                 self.notes.append(f"a narrower network was given back: {fault} on samples that judge")
             back_offs += 1
-            at = back_off(route.path, at, excess, back_offs)
+            times += 1 if excess < before else STUCK
+            at, before = back_off(route.path, at, excess, times), excess
         return None, 0
 
     def made(self, route: Route, at: int, back_offs: int = 0, gate: float = math.inf) -> Candidate:
