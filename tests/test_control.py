@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from endtoend import FakeTimer, relative, timer
 from mlps import Net, mlp, normal, plant_copies
 from test_fitting_groups import grouped
-from test_pipeline import FakeTimer, relative, timer
 from typer.testing import CliRunner
 
 from onnx_condense import condense

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from builders import ACTIVATIONS, Planting, base_layers, plant
 from builders import mlp as written
+from endtoend import FakeTimer, relative, timer
 from mlps import Net, mlp, normal
 from onnx import numpy_helper
 from planted_rows import noisy
-from test_pipeline import FakeTimer, relative, timer
 from typer.testing import CliRunner
 
 from onnx_condense import condense

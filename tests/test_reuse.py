@@ -12,9 +12,9 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from endtoend import FakeTimer, relative, timer
 from mlps import mlp, normal, plant_copies, weight_of
 from onnx import numpy_helper
-from test_pipeline import FakeTimer, relative, timer
 from test_plans import SCHEMA
 from trunk_nets import gemms, samples
 from typer.testing import CliRunner

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from endtoend import FakeTimer, relative
 from mlps import Net, mlp, normal, plant_copies
 from onnx import TensorProto, helper, parser
-from test_pipeline import FakeTimer, relative
 from windows import fetch
 
 from onnx_condense import Condensed, condense, synthetic
