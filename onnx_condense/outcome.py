@@ -137,7 +137,7 @@ def too_little(network: Network, found: Candidate, goal: Goal) -> str:
 
     It has to save half a percent of the parameters or of the multiply-accumulates. network: what it was fitted to.
     """
-    before, after = (count_parameters(network.given), count_macs(network)), Network(found.model)
+    before, after = (count_parameters(network.proto), count_macs(network)), Network(found.model)
     left = [now / max(then, 1) for now, then in zip((found.parameters, count_macs(after)), before, strict=True)]
     if left[0] < 1.0 and (goal.sized or min(left) <= 1.0 - WORTH):
         return ""

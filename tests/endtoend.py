@@ -40,9 +40,14 @@ class FakeTimer:
 @pytest.fixture(autouse=True)
 def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
     fake = FakeTimer()
+    timed_by(monkeypatch, fake)
+    return fake
+
+
+def timed_by(monkeypatch: pytest.MonkeyPatch, fake: Any) -> None:
+    """Something that stands in for the stopwatch."""
     monkeypatch.setattr(latency, "compare", fake.compare)
     monkeypatch.setattr(latency, "confirmed", fake.confirmed)
-    return fake
 
 
 def run(model: Any, **options: Any) -> Condensed:

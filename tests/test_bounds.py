@@ -12,6 +12,7 @@ import onnx
 import pytest
 import random_convnets
 import random_nets
+from endtoend import timed_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlps import Net, mlp, normal, plant_copies
@@ -24,7 +25,6 @@ from onnx_condense.fit.methods import Merger, orders_of
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.limits import Limits, count_of
-from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
 from onnx_condense.search.aim import Aim
 from onnx_condense.search.bounds import Bounds, Pace, slowest
@@ -76,8 +76,7 @@ class Stopwatch:
 @pytest.fixture(autouse=True)
 def watch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     fake = Stopwatch()
-    monkeypatch.setattr(latency, "compare", fake.compare)
-    monkeypatch.setattr(latency, "confirmed", fake.confirmed)
+    timed_by(monkeypatch, fake)
     return fake
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from endtoend import FakeTimer, relative
+from endtoend import FakeTimer, relative, timed_by
 from mlps import Net, mlp, normal, plant_copies
 from onnx import TensorProto, helper, parser
 from windows import fetch
@@ -20,7 +20,6 @@ from onnx_condense.draw import PLAIN, Drawer, Look
 from onnx_condense.errors import ModelError, UsageError
 from onnx_condense.evidence.running import Memory, running_statistics
 from onnx_condense.network.model import Network, load, serialized
-from onnx_condense.proving import latency
 from onnx_condense.runtime import Array, Runtime
 from onnx_condense.synthetic import NOTE, NOTE_JUDGED, Synthetic, closest, draw_samples, wish_of
 
@@ -30,9 +29,7 @@ RUNTIME = Runtime(threads=1)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeTimer()
-    monkeypatch.setattr(latency, "compare", fake.compare)
-    monkeypatch.setattr(latency, "confirmed", fake.confirmed)
+    timed_by(monkeypatch, FakeTimer())
 
 
 def run(model: Any, calibration: Any, **options: Any) -> Condensed:

@@ -270,8 +270,7 @@ def compare(
     where = device_of(before, feed, runtime) if device is None else device
     first, second = Candidate(before, feed, runtime, where), Candidate(after, feed, runtime, where)
     done = measure((first.fresh, second.fresh), rounds=rounds, seconds=seconds, clock=time.perf_counter)
-    # In ms before the medians: of an even number of rounds the mean of two rounds otherwise in another last bit than
-    # the same median taken of the rounds that the report lists.
+    # In ms before the medians, so that these are to the last bit those of the rounds that the report lists.
     told = tuple((1e3 * r.before, 1e3 * r.after) for r in done)
     return Latency(
         provider=second.provider,

@@ -148,7 +148,7 @@ class Proof:
     def measure(self, model: onnx.ModelProto | Path, gate: float = math.inf) -> Proved:
         """The errors of a network; of one that errs more than a gate with optimizations off no others are measured."""
         measured = self.judge.measure(model)
-        if not (measured.value <= gate or math.isinf(gate)):
+        if math.isfinite(gate) and not measured.value <= gate:
             return Proved(measured, relative=Proved(measured.relative))
         served, relative = list[tuple[Setting, float]](), list[tuple[Setting, float]]()
         for setting in self.settings:

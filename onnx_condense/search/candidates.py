@@ -105,7 +105,7 @@ class Maker:
         self.prover, self.runtime, self.progress = prover, runtime, progress
         self.notes: list[str] = []
         self.front: list[Candidate] = []
-        self.parameters = count_parameters(network.given)
+        self.parameters = count_parameters(network.proto)
         self.bounds = Bounds(goal, network)
         self.grid = Grid(goal.multiple_of if isinstance(goal.multiple_of, int) else None)
 
