@@ -140,6 +140,22 @@ CASES: dict[str, Case] = {
          NODE("Expand", ["p", "to"], ["e"]), NODE("Conv", ["e", "u"], ["y"])],
         SOME, MAPS | {"u": (2, 6, 1, 1)}, PICTURE, [3], ("N", 2, 4, 4), more=1,
     ),
+    # As PyTorch writes h * gate.expand_as(h).
+    "expanded to the size of what it gates": Case(
+        [*IMAGE, NODE("GlobalAveragePool", ["h"], ["p"]), NODE("Conv", ["p", "w2"], ["g"]), NODE("Shape", ["h"], ["s"]),
+         NODE("Expand", ["g", "s"], ["e"]), NODE("Mul", ["h", "e"], ["m"]), NODE("Conv", ["m", "u"], ["y"])],
+        {}, MAPS | {"w2": (3, 6, 1, 1), "u": (2, 6, 1, 1)}, PICTURE, [3], ("N", 2, 4, 4),
+    ),
+    "expanded to its own size": Case(
+        [*IMAGE, NODE("Shape", ["h"], ["s"]), NODE("Expand", ["h", "s"], ["e"]), NODE("Conv", ["e", "u"], ["y"])],
+        {}, MAPS | {"u": (2, 6, 1, 1)}, PICTURE, [3], ("N", 2, 4, 4),
+    ),
+    "expanded to the size of what has no copies": Case(
+        [*IMAGE, NODE("Conv", ["x", "k"], ["c"]), NODE("GlobalAveragePool", ["c"], ["g"]), NODE("Shape", ["h"], ["s"]),
+         NODE("Expand", ["g", "s"], ["e"]), NODE("Conv", ["e", "u"], ["f"]), NODE("Conv", ["h", "u2"], ["l"]),
+         NODE("Add", ["f", "l"], ["y"])],
+        {}, MAPS | {"k": (6, 2, 1, 1), "u": (2, 6, 1, 1), "u2": (2, 6, 1, 1)}, PICTURE, [6], ("N", 2, 4, 4),
+    ),
     "resized to sizes": Case(
         [*IMAGE, *batch(), NODE("Concat", ["n", "six", "eight", "eight"], ["to"], axis=0),
          NODE("Resize", ["h", "", "", "to"], ["e"]), NODE("Conv", ["e", "u"], ["y"])],
@@ -363,6 +379,16 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], str]] = {
         [NODE("Add", ["three", "three"], ["six2"]), NODE("Concat", ["n", "four", "six2"], ["to"], axis=0),
          NODE("Expand", ["h", "to"], ["r"])],
         layout.COMPUTED_WIDTH,
+    ),
+    "repeated as often as there are channels": (
+        [NODE("Shape", ["h"], ["s"]), NODE("ReduceMax", ["x", "two"], ["m"]), NODE("Expand", ["m", "s"], ["e"]),
+         NODE("Add", ["h", "e"], ["r"])],
+        layout.SIZE_READ,
+    ),
+    "a number repeated as often as there are channels": (
+        [NODE("Shape", ["h"], ["s"]), NODE("Cast", ["one"], ["f"], to=1), NODE("Expand", ["f", "s"], ["e"]),
+         NODE("Add", ["h", "e"], ["r"])],
+        layout.SIZE_READ,
     ),
     "resized": (
         [NODE("Add", ["three", "three"], ["six2"]), NODE("Concat", ["n", "four", "six2"], ["to"], axis=0),

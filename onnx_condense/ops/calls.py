@@ -11,8 +11,8 @@ from onnx_condense.ops.registry import Call, Value
 from onnx_condense.plan import IntArray
 
 # Where these ops read the sizes of their result; their own rules see to it that these stay right: Resize for sizes of
-# the tensor that it resizes, Reshape for any.
-_LAID_OUT = {"Reshape": 1, "Resize": 3}
+# the tensor that it resizes, Expand and Reshape for any.
+_LAID_OUT = {"Expand": 1, "Reshape": 1, "Resize": 3}
 
 # Where ops read numbers that may name a width.
 _NUMBERS = {"Expand": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "Slice": (1, 2), "Split": (1,), "Upsample": (1,)}
@@ -72,7 +72,7 @@ def _wanted(network: Network, node: Node) -> frozenset[int] | None:
         name = waiting.pop()
         outside = name in network.outputs or name in network.captured
         for reader, position in network.consumers.get(name, ()):
-            same = reader.op == "Reshape" or reader.inputs[0] == node.inputs[0]
+            same = reader.op != "Resize" or reader.inputs[0] == node.inputs[0]
             if not reader.domain and position == _LAID_OUT.get(reader.op) and same:
                 continue
             if network.traces(reader.outputs[0]):

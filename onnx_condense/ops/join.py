@@ -6,11 +6,21 @@ along every other axis channels stay apart. One label for all elements stays one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_condense.ops.layout import COMPUTED_WIDTH, NOT_WHOLE, UNKNOWN_RANK, checked, numbers_of, places_of
+from onnx_condense.network.known import Size
+from onnx_condense.ops.layout import (
+    COMPUTED_WIDTH,
+    NOT_WHOLE,
+    SIZE_READ,
+    UNKNOWN_RANK,
+    checked,
+    numbers_of,
+    places_of,
+)
 from onnx_condense.ops.pick import axes_of_gather, axes_of_slice, moves_by_channels
 from onnx_condense.ops.registry import Call, Effect, Law, OpRule, Role, Value, register
 from onnx_condense.plan import PINNED, Attribute, IntArray, Operand, SizeUse, SplitUse
@@ -154,30 +164,57 @@ def trace_tile(call: Call) -> Effect:
 
 
 def trace_expand(call: Call) -> Effect:
-    """Axes of size 1 are repeated, none of which owns channels; a number that names the width follows it."""
-    x = call.operands[0]
-    if x is None or x.labels is None:
-        return Effect(None)
-    shape = call.operands[1] if len(call.operands) > 1 else None
+    """Axes of size 1 are repeated, none of which owns channels; a number that names the width follows it.
+
+    A size of a tensor's channels ties them to those that it names here; elsewhere it keeps them.
+    """
+    x, shape = call.operands[0], call.operands[1] if len(call.operands) > 1 else None
+    effect = Effect(None) if x is None or x.labels is None else _expanded(call, x.labels, shape)
+    if shape is None or shape.known is None or call.apart:
+        return effect
+    ties, pins = list(effect.ties), list(effect.pins)
+    for entry, line in zip(shape.known, _lines(effect.output, len(shape.known)), strict=True):
+        if not isinstance(entry, Size) or entry.labels is None:
+            continue
+        if line is not None and entry.labels.shape == line.shape:
+            ties.append((entry.labels, line))
+        else:
+            pins.append((entry.labels, SIZE_READ))
+    return dataclasses.replace(effect, ties=tuple(ties), pins=tuple(pins))
+
+
+def _expanded(call: Call, labels: IntArray, shape: Value | None) -> Effect:
     numbers = _entries(shape)
     if numbers is None or shape is None:
-        return Effect(None, pins=((x.labels, EXPANDED),))
+        return Effect(None, pins=((labels, EXPANDED),))
     count = len(numbers)
-    more = max(count - x.labels.ndim, 0)
-    labels = x.labels.reshape((1,) * more + x.labels.shape)
+    more = max(count - labels.ndim, 0)
+    labels = labels.reshape((1,) * more + labels.shape)
     numbers = (1,) * (labels.ndim - len(numbers)) + numbers
     sizes = []
     for axis in _varying(labels):
-        if numbers[axis] == 1:
+        at = axis - labels.ndim + count
+        if numbers[axis] == 1 or (labels.size == labels.shape[axis] and _names(shape, at, labels.size)):
             continue
         if numbers[axis] != labels.shape[axis] or labels.size != labels.shape[axis]:
             return Effect(None, pins=((labels, EXPANDED),))
-        at = axis - labels.ndim + count
         if not shape.writable(at):
             return Effect(None, pins=((labels, COMPUTED_WIDTH),))
         sizes.append(SizeUse(Operand(call.index, 1), at, labels.reshape(-1)))
     effect = checked(call, labels, labels)
     return effect if effect.output is None else Effect(labels, sizes=tuple(sizes))
+
+
+def _names(shape: Value, at: int, width: int) -> bool:
+    """Whether a list of sizes has the size of channels at a position, as many as the width."""
+    entry = shape.known[at] if shape.known is not None else None
+    return isinstance(entry, Size) and entry.labels is not None and entry.labels.shape == (width,)
+
+
+def _lines(output: IntArray | None, count: int) -> list[IntArray | None]:
+    """The channels along each of a result's last axes, where all of them lie along it."""
+    sizes = (1,) * count if output is None else ((1,) * count + output.shape)[-count:] if count else ()
+    return [output.reshape(-1) if output is not None and 1 < n == output.size else None for n in sizes]
 
 
 def _entries(value: Value | None) -> tuple[int | None, ...] | None:
