@@ -101,6 +101,12 @@ def test_equal_samples_are_one_group() -> None:
     assert not parts[1] & parts[2]
 
 
+def test_zeros_of_either_sign_are_equal() -> None:
+    rows = np.zeros((200, 3), np.float32)
+    rows[::2] *= -1
+    assert len(np.unique(data.load({"x": rows}, (X,)).groups)) == 1
+
+
 def test_samples_that_never_vary_judge_nothing() -> None:
     samples = data.load({"x": np.ones((200, 3), np.float32)}, (X,))
     with pytest.raises(CalibrationError) as raised:

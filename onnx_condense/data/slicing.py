@@ -52,6 +52,8 @@ def _equal_samples(rowwise: Mapping[str, Array], count: int) -> IntArray:
     for array in rowwise.values():
         size = len(array) // count
         rows = np.ascontiguousarray(array[: size * count]).reshape(count, -1)
+        if rows.dtype.kind == "f":
+            rows = rows + rows.dtype.type(0)  # zeros of either sign are one number in other bytes
         if not rows.shape[1]:
             continue
         if rows.dtype.hasobject:
