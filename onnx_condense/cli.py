@@ -271,7 +271,7 @@ def _compared(context: typer.Context, plans: tuple[Path, Path]) -> int:
         one, two = map(load_plan, plans)
         for line in compare(one, two, (str(plans[0]), str(plans[1]))):
             emit(f"{inert(line)}\n", sys.stdout)
-    except UsageError as error:
+    except CondenseError as error:
         _complain(error.text)
         return error.exit_code
     return 0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from onnx_condense.cli import app
-from onnx_condense.errors import UsageError
+from onnx_condense.errors import InputError
 from onnx_condense.saved.plans import Asked, Document, Source, SpacePlan, as_ranges, compare, load_plan, read_plan
 
 SCHEMA = json.loads((resources.files("onnx_condense") / "plan.schema.json").read_text(encoding="utf-8"))
@@ -121,10 +121,10 @@ def test_places_are_kept_and_checked() -> None:
     for wrong in ([0, 0, 1], [0, 1, 3], [0, 1, 2, 3]):
         data = json.loads(text)
         data["spaces"][0]["places"][1] = wrong
-        with pytest.raises(UsageError, match=r"space 'h': places: .* is no order of at most 3 channels"):
+        with pytest.raises(InputError, match=r"space 'h': places: .* is no order of at most 3 channels"):
             read_plan(json.dumps(data), "p")
     data["spaces"][0]["places"][1] = [1, 0]
-    with pytest.raises(UsageError, match="space 'h': places: not all orders are of the same length"):
+    with pytest.raises(InputError, match="space 'h': places: not all orders are of the same length"):
         read_plan(json.dumps(data), "p")
 
 
@@ -192,7 +192,7 @@ def test_what_is_no_plan_is_refused_by_its_place(where: tuple[Any, ...], value: 
         del part[where[-1]]
     else:
         part[where[-1]] = value
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(InputError) as error:
         read_plan(json.dumps(broken), "some/plan.json")
     assert error.value.text.startswith("some/plan.json: ")
     assert text in error.value.text
@@ -202,12 +202,12 @@ def test_what_is_no_plan_is_refused_by_its_place(where: tuple[Any, ...], value: 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "nothing", '{"schema": 1', "[" * 100_000, '{"schema": NaN}', "null"])
 def test_text_that_is_no_plan(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^p: is (no|a) plan"):
+    with pytest.raises(InputError, match=r"^p: is (no|a) plan"):
         read_plan(text, "p")
 
 
 def test_numbers_that_json_does_not_have() -> None:
-    with pytest.raises(UsageError, match="error: nan is no number of at least 0"):
+    with pytest.raises(InputError, match="error: nan is no number of at least 0"):
         read_plan(PLAN.text().replace("0.0093", "NaN"), "p")
 
 
@@ -218,7 +218,7 @@ def test_files_that_can_not_be_read(what: str, tmp_path: Path) -> None:
         path.mkdir()
     if what == "binary":
         path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(InputError) as error:
         load_plan(path)
     assert str(path) in error.value.text
 
@@ -321,9 +321,15 @@ def test_comparing_goes_with_nothing_else(more: list[str], name: str) -> None:
 
 def test_comparing_needs_plans(tmp_path: Path) -> None:
     result = call("--compare-plans", str(tmp_path / "a"), str(tmp_path / "b"))
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "can't be read" in result.stderr
+
+
+def test_a_report_is_no_plan() -> None:
+    text = json.dumps({"schema": 2, "status": "condensed", "spaces": []})
+    with pytest.raises(InputError, match=r"^r.json: is no plan but a report; --save-plan saves a plan$"):
+        read_plan(text, "r.json")
 
 
 def test_without_plans_to_compare_a_network_is_needed() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_condense.errors import UsageError
+from onnx_condense.errors import InputError
 
 SCHEMA = 1
 # Ranges of channels that one cell of a table shows.
@@ -135,14 +135,14 @@ def load_plan(path: Path | str) -> Document:
     """A saved plan.
 
     Raises:
-        UsageError: it can't be read, or it is none; the message names the place in the file.
+        InputError: it can't be read, or it is none; the message names the place in the file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("plan", f"{path}: is no plan: not a text file") from error
+        raise InputError("plan", f"{path}: is no plan: not a text file") from error
     except OSError as error:
-        raise UsageError("plan", f"{path}: can't be read: {error.strerror or error}") from error
+        raise InputError("plan", f"{path}: can't be read: {error.strerror or error}") from error
     return read_plan(text, str(path))
 
 
@@ -150,12 +150,12 @@ def read_plan(text: str, label: str) -> Document:
     """A plan from its text; label: what messages call it.
 
     Raises:
-        UsageError: it is none.
+        InputError: it is none.
     """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError("plan", f"{label}: is no plan: {error}") from error
+        raise InputError("plan", f"{label}: is no plan: {error}") from error
     return _Reader(label).document(data)
 
 
@@ -169,6 +169,8 @@ class _Reader:
         """The whole file."""
         if not isinstance(data, dict) or "schema" not in data:
             raise self._fault("is no plan: it has no `schema`")
+        if "status" in data:
+            raise self._fault("is no plan but a report; --save-plan saves a plan")
         if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
             raise self._fault(f"is a plan of form {data['schema']!r}; this version reads form {SCHEMA}")
         # Plans that were saved before there was training do not tell.
@@ -306,8 +308,8 @@ class _Reader:
         if unknown := [name for name in data if name not in names]:
             raise self._fault(f"{place}{unknown[0]} is unknown")
 
-    def _fault(self, text: str) -> UsageError:
-        return UsageError("plan", f"{self._label}: {text}")
+    def _fault(self, text: str) -> InputError:
+        return InputError("plan", f"{self._label}: {text}")
 
 
 def _names(kind: type) -> tuple[str, ...]:

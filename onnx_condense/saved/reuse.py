@@ -74,7 +74,7 @@ def document_of(plan: Document | str | os.PathLike[str] | None) -> tuple[Documen
     """A plan that was given, and what to call it.
 
     Raises:
-        UsageError: it can't be read.
+        InputError: it can't be read.
     """
     if plan is None:
         return None
