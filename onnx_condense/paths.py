@@ -43,6 +43,8 @@ def check_new_folder(folder: Path, name: str) -> None:
     parent = status_of(folder.parent)
     if parent is None or not stat.S_ISDIR(parent.st_mode):
         raise UsageError("out-folder-missing", f"{folder}: {name} can't be made: there is no folder {folder.parent}")
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise UsageError("out-not-writable", f"{folder}: {name} can't be made: no permission in {folder.parent}")
 
 
 def status_of(path: Path, *, follow: bool = True) -> os.stat_result | None:

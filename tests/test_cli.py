@@ -219,6 +219,7 @@ def test_folders_without_permission(fake: FakePipeline, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert_one_line(call("net.onnx", "slim.onnx"), 2, "permission")
     assert_one_line(call("net.onnx", "--json", "r.json"), 2, "permission")
+    assert_one_line(call("net.onnx", "--front", "sizes"), 2, "permission")
     assert_one_line(call("net.onnx"), 1, "permission")
     assert fake.calls == []
 
