@@ -31,6 +31,15 @@ JSON_ON_EXIT = (1, 3, 4)
 class Command(TyperCommand):
     """Says usage errors in one line, like every other error."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Refuse empty texts, which variables that are not set leave: as a path they would be the folder we are in."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for option in self.params:
+            value = given.get(str(option.name))
+            if "" in (value if isinstance(value, (list, tuple)) else (value,)):
+                ctx.fail(f"{OPERANDS.get(str(option.name), option.opts[0])} is empty: is a variable not set?")
+        return super().parse_args(ctx, args)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run and exit; Typer's own errors get our prefix and keep their exit code."""
         try:

@@ -244,3 +244,18 @@ def test_verbose_logs_to_stderr_and_cleans_up(fake: FakePipeline) -> None:
     assert "planning" in call("net.onnx", "--verbose").stderr
     assert call("net.onnx").stderr == ""
     assert logging.getLogger("onnx_condense").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--calibration", ""], "--calibration"),
+        (["--verification="], "--verification"),
+        (["--exclude", "a*", "--exclude", ""], "--exclude"),
+        ([""], "OUT"),
+    ],
+)
+def test_an_empty_text_is_no_value(fake: FakePipeline, arguments: list[str], name: str) -> None:
+    """What a variable that is not set leaves; an empty path would be the folder that the user is in."""
+    assert_one_line(call("net.onnx", *arguments), 2, f"{name} is empty")
+    assert fake.calls == []

@@ -197,7 +197,7 @@ def test_bytes_of_a_front_are_those_on_the_disk(tmp_path: Path) -> None:
         (["empty/o.onnx", "--front", "empty"], "OUT lies in the folder of --front"),
         (["--front", "empty", "--json", "empty/report.json"], "--json lies in the folder of --front"),
         (["--front", "new", "--save-plan", "new"], "--save-plan lies in the folder of --front"),
-        (["--front", ""], "--front is the folder that you are in"),
+        (["--front", ""], "--front is empty"),
         (["--front", "../here"], "--front is the folder that you are in"),
     ],
 )
