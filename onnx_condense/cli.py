@@ -98,7 +98,8 @@ def main(  # noqa: PLR0913  # the signature is the command line
         str | None, typer.Option(metavar="N", help="Or: parameters to have at most; 250k, 1.5M and 2G are numbers too.")
     ] = None,
     max_macs: Annotated[
-        str | None, typer.Option(metavar="N", help="Or: multiply-accumulates of one pass to have at most.")
+        str | None,
+        typer.Option(metavar="N", help="Or: multiply-accumulates of one pass to have at most; open sizes count as 1."),
     ] = None,
     max_bytes: Annotated[
         str | None, typer.Option(metavar="N", help="Or: bytes of OUT at most, weights beside it included.")

@@ -93,6 +93,16 @@ def count_macs(network: Network) -> int:
     return sum(node_macs(node, shapes_around(node, shapes)) for node in network.proto.graph.node)
 
 
+def told_open(network: Network) -> tuple[str, ...]:
+    """What users should know of these counts: a note where sizes of inputs, besides the first axis, are left open."""
+    stored = {t.name for t in network.proto.graph.initializer}
+    shapes = {i.name: i.type.tensor_type.shape.dim for i in network.proto.graph.input if i.name not in stored}
+    left_open = [name for name, dims in shapes.items() if any(d.dim_value <= 0 for d in dims[1:])]
+    if not left_open:
+        return ()
+    return (f"MACs, and limits on them, count sizes that the network leaves open as 1: {', '.join(left_open)}",)
+
+
 def known_shapes(network: Network) -> dict[str, Shape]:
     """Shapes of all tensors, stored ones too."""
     shapes, proto = dict(network.shapes), network.proto

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from onnx_condense.cost import told_open
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import BudgetError, CalibrationError
@@ -81,7 +82,7 @@ class Run:
         self.maker = maker(self.network, self.view)
         self.notes: list[str] = self.maker.notes
         self.bounds = self.maker.bounds
-        self.notes += self.held.notes + (self.reuse.notes if self.reuse else ())
+        self.notes += (*told_open(network), *self.held.notes, *(self.reuse.notes if self.reuse else ()))
         self.drawn = False
         self.widths: Sequence[WidthTiming] = ()
         self.parameters = self.maker.parameters
