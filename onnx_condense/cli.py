@@ -99,7 +99,7 @@ def main(  # noqa: PLR0913  # the signature is the command line
     ] = None,
     max_macs: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Or: multiply-accumulates of one pass to have at most; open sizes count as 1."),
+        typer.Option(metavar="N", help="Or: multiply-accumulates of one pass to have at most, on the first sample."),
     ] = None,
     max_bytes: Annotated[
         str | None, typer.Option(metavar="N", help="Or: bytes of OUT at most, weights beside it included.")

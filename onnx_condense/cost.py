@@ -16,8 +16,10 @@ from onnx_condense.network.external import byte_count
 from onnx_condense.network.live import idle
 from onnx_condense.network.model import Network
 from onnx_condense.network.shapes import Shape
+from onnx_condense.network.sized import sized
 from onnx_condense.ops import macs
 from onnx_condense.plan import PINNED, ChannelView, IntArray
+from onnx_condense.runtime import Array
 
 # Tensors of these types hold what a network learned; int64 and the like hold shapes and indices.
 _LEARNED = {
@@ -93,14 +95,39 @@ def count_macs(network: Network) -> int:
     return sum(node_macs(node, shapes_around(node, shapes)) for node in network.proto.graph.node)
 
 
-def told_open(network: Network) -> tuple[str, ...]:
-    """What users should know of these counts: a note where sizes of inputs, besides the first axis, are left open."""
-    stored = {t.name for t in network.proto.graph.initializer}
-    shapes = {i.name: i.type.tensor_type.shape.dim for i in network.proto.graph.input if i.name not in stored}
-    left_open = [name for name, dims in shapes.items() if any(d.dim_value <= 0 for d in dims[1:])]
-    if not left_open:
-        return ()
-    return (f"MACs, and limits on them, count sizes that the network leaves open as 1: {', '.join(left_open)}",)
+class Work:
+    """Counts the multiply-accumulates of networks with the same inputs.
+
+    Attributes:
+        sample: the feed of one sample, by input; sizes that a network leaves open are those in it, and 1 without one.
+    """
+
+    def __init__(self, sample: Mapping[str, Array] | None = None) -> None:
+        self.sample = sample or {}
+
+    def sized(self, network: Network) -> Network:
+        """The network with the sizes that count; see `network.sized`."""
+        return sized(network, self.sample) if self._open(network) else network
+
+    def of(self, network: Network) -> int:
+        """Multiply-accumulates of one pass of the main graph; see `count_macs`."""
+        return count_macs(self.sized(network))
+
+    def told(self, network: Network) -> tuple[str, ...]:
+        """What users should know of these counts: a note where an input's sizes, besides the first, are left open."""
+        names = self._open(network)
+        if not names:
+            return ()
+        if not self.sample:
+            return (f"MACs, and limits on them, count sizes that the network leaves open as 1: {', '.join(names)}",)
+        sizes = (f"{name} of {' x '.join(map(str, np.shape(self.sample[name])))}" for name in names)
+        return (f"MACs, and limits on them, are those of the first sample: {', '.join(sizes)}",)
+
+    def _open(self, network: Network) -> tuple[str, ...]:
+        """Inputs with open sizes behind the first axis, or in whose sample the first is not one."""
+        declared = {i.name: i.type.tensor_type.shape.dim for i in network.proto.graph.input}
+        left = {n: [i for i, d in enumerate(declared[n]) if d.dim_value <= 0] for n in network.inputs}
+        return tuple(n for n, axes in left.items() if axes and (any(axes) or len(self.sample.get(n, (0,))) != 1))
 
 
 def known_shapes(network: Network) -> dict[str, Shape]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from onnx_condense import ops
-from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.cost import Work, count_parameters
 from onnx_condense.errors import UsageError
 from onnx_condense.files import copy_unchanged, save_condensed
 from onnx_condense.heat import heats
@@ -132,13 +132,14 @@ class Condensed:
             save_condensed(self.model, self.source, Path(path))
 
 
-def too_little(network: Network, found: Candidate, goal: Goal) -> str:
+def too_little(network: Network, found: Candidate, goal: Goal, work: Work) -> str:
     """Why a fit is not worth its error, in words; "" if it is, or if a size was asked for.
 
     It has to save half a percent of the parameters or of the multiply-accumulates. network: what it was fitted to.
+    work: counts the latter.
     """
-    before, after = (count_parameters(network.proto), count_macs(network)), Network(found.model)
-    left = [now / max(then, 1) for now, then in zip((found.parameters, count_macs(after)), before, strict=True)]
+    before, after = (count_parameters(network.proto), work.of(network)), Network(found.model)
+    left = [now / max(then, 1) for now, then in zip((found.parameters, work.of(after)), before, strict=True)]
     if left[0] < 1.0 and (goal.sized or min(left) <= 1.0 - WORTH):
         return ""
     return (
@@ -159,12 +160,11 @@ def condensed_report(
     spent: Mapping[str, tuple[float, float]],
 ) -> Report:
     """The report on a candidate that goes out; samples: how many judged it; spent: time per space."""
-    dense, size = _dense(network), file_size(network)
+    dense, size = count_parameters(network.given), file_size(network)
     return Report(
         status="condensed",
         dry_run=False,
-        parameters=Change(dense.parameters, candidate.parameters),
-        macs=Change(dense.macs, count_macs(Network(candidate.model))),
+        parameters=Change(dense, candidate.parameters),
         bytes=Change(size, len(serialized(candidate.model))),
         error=error_summary(candidate.proved, goal, samples, candidate.gate, candidate.back_offs),
         coverage=candidate.coverage,
@@ -190,13 +190,12 @@ def error_summary(proved: Proved, goal: Goal, samples: int, gate: float | None, 
 
 def unchanged_report(network: Network, view: ChannelView, reason: Reason) -> Report:
     """The report where the dense network stays."""
-    dense, size = _dense(network), file_size(network)
+    dense, size = count_parameters(network.given), file_size(network)
     return Report(
         status="unchanged",
         dry_run=False,
         reason=reason,
-        parameters=Change(dense.parameters, dense.parameters),
-        macs=Change(dense.macs, dense.macs),
+        parameters=Change(dense, dense),
         bytes=Change(size, size),
         spaces=_space_rows(network, view, None),
         refusals=_refusal_rows(network, view),
@@ -260,16 +259,6 @@ def file_size(network: Network) -> int:
         return network.given.ByteSize()
     files = (network.path, *(network.path.parent / name for name in external_files(network.proto)))
     return sum(file.stat().st_size for file in files)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    parameters: int
-    macs: int
-
-
-def _dense(network: Network) -> _Counts:
-    return _Counts(count_parameters(network.given), count_macs(network))
 
 
 def _space_rows(network: Network, view: ChannelView, candidate: Candidate | None) -> tuple[SpaceRow, ...]:

@@ -82,7 +82,8 @@ def condense(  # noqa: PLR0913 - the options of the command, all by keyword
             samples; see `yardstick`. max-abs and functions have no default tolerance.
         keep: share of parameters to keep, instead of a tolerance (or as well: then both must hold).
         max_parameters: how many the result may have, likewise.
-        max_macs: multiply-accumulates that a pass of it may take, likewise; sizes left open count as 1.
+        max_macs: multiply-accumulates that a pass of it may take, likewise; sizes left open are those of the first
+            sample.
         max_bytes: size of its file, weights beside it included, likewise.
         max_latency: ms that a pass of it may take, likewise; for every batch that is timed, and for sure.
         speedup: how many times as fast as the dense network it has to be, likewise; the same holds.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnx_condense.cost import told_open
+from onnx_condense.cost import Work
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import BudgetError, CalibrationError
@@ -26,9 +26,10 @@ from onnx_condense.options.yardstick import yardstick
 from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchanged_report, why_unchanged
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import coverage
+from onnx_condense.proving.feeding import single
 from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.proving.provenance import origin, provenance, result_digest, source_digest
-from onnx_condense.report.data import Evidence, Latency, Reason, Report, WidthTiming
+from onnx_condense.report.data import Change, Evidence, Latency, Reason, Report, WidthTiming
 from onnx_condense.runtime import Runtime, Session, release
 from onnx_condense.saved.plans import Document
 from onnx_condense.saved.reuse import Origins, Reuse, saved
@@ -67,8 +68,10 @@ class Run:
         by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
         self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
 
+        self.work = Work()
+
         def maker(network: Network, view: ChannelView) -> Maker:
-            return Maker(network, view, goal, self.prover, runtime, self.progress, self.held)
+            return Maker(network, view, goal, self.prover, runtime, self.progress, self.held, self.work)
 
         self.view = self.reuse.view if self.reuse else self.held.view(network)
         # Other methods leave out exact steps: see `methods`.
@@ -82,7 +85,7 @@ class Run:
         self.maker = maker(self.network, self.view)
         self.notes: list[str] = self.maker.notes
         self.bounds = self.maker.bounds
-        self.notes += (*told_open(network), *self.held.notes, *(self.reuse.notes if self.reuse else ()))
+        self.notes += (*self.held.notes, *(self.reuse.notes if self.reuse else ()))
         self.drawn = False
         self.widths: Sequence[WidthTiming] = ()
         self.parameters = self.maker.parameters
@@ -94,6 +97,7 @@ class Run:
     def without_samples(self) -> Condensed:
         """Only what the weights prove; inputs are drawn if there is something to prove."""
         self.progress("looking at the weights", 0.02)
+        self.notes += self.work.told(self.network)
         self.runtime.session(self.prover.dense)
         plan = self.reuse.proved() if self.reuse else self.maker.lossless_plan()
         if not plan.selections:
@@ -193,9 +197,11 @@ class Run:
         """See which widths run well here, if that was asked for."""
         if self.goal.multiple_of == AUTO:
             self.progress("timing widths", 0.07)
-            self.maker.grid, self.widths = measured_grid(
-                self.network, self.view, self.goal, lambda wide, narrow: self.prover.beside(wide, narrow, proof)
-            )
+
+            def compare(wide: onnx.ModelProto, narrow: onnx.ModelProto) -> Sequence[Latency]:
+                return self.prover.beside(wide, narrow, proof)
+
+            self.maker.grid, self.widths = measured_grid(self.network, self.view, self.goal, compare, self.work)
 
     def _front(self, exact: Candidate | None, proof: Proof) -> tuple[Member, ...]:
         """The networks of the front, stamped and timed; the exact one may go out too, with another stamp."""
@@ -205,16 +211,20 @@ class Run:
         for candidate in (made := [*own, *self.maker.front]):
             self._stamp(candidate, told)
         self.progress("timing the front", 0.95)
-        return tuple(members(made, self.parameters, lambda c: self.prover.time(c.model, proof)))
+        return tuple(members(made, self.parameters, lambda c: self.prover.time(c.model, proof), self.work))
 
     def _samples(self, calibration: Calibration, session: Session, *, judged: bool) -> Samples:
         """What was given, or drawn where that was the wish; judged: whether they also judge the result."""
         self.drawn = isinstance(calibration, Synthetic)
-        if not self.drawn:
-            return load_samples(calibration, input_specs(self.network.proto.graph))
-        self.progress("drawing inputs", 0.03)
-        self.notes.append(NOTE if judged else NOTE_JUDGED)
-        return draw_samples(calibration, self.network, session, self.runtime, self.goal.seed)
+        if self.drawn:
+            self.progress("drawing inputs", 0.03)
+            self.notes.append(NOTE if judged else NOTE_JUDGED)
+            samples = draw_samples(calibration, self.network, session, self.runtime, self.goal.seed)
+        else:
+            samples = load_samples(calibration, input_specs(self.network.proto.graph))
+        self.work.sample = single(samples)
+        self.notes += self.work.told(self.network)
+        return samples
 
     # ---- end ----
 
@@ -337,8 +347,10 @@ class Run:
         plans = candidate.plans if candidate else ()
         self.progress("done", 1.0)
         method, threshold = self.goal.method, self.goal.threshold
+        work = self.work.of(self.network)
         told = dataclasses.replace(
             report,
+            macs=Change(work, self.work.of(Network(model)) if candidate else work),
             notes=tuple(dict.fromkeys(self.notes)),
             widths=tuple(self.widths),
             method=method,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from mlps import Array, Net, mlp
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_condense import condense
 from onnx_condense.cost import WidthCosts, count_macs, count_parameters
 from onnx_condense.network.model import Network
 from onnx_condense.plan import Plan, ReaderUpdate, Selection
@@ -249,18 +248,3 @@ def test_the_cases_are_what_they_say() -> None:
     assert len(views["weight not tied"].spaces) == 3
     assert not views["readers apart"].shared
     assert len(views["readers apart"].spaces[0].readers) == 2
-
-
-@pytest.mark.parametrize(("shape", "told"), [(("n", 3), False), ((5, 3), False), (("n", "t", 3), True)])
-def test_sizes_left_open_are_told(shape: tuple[int | str, ...], told: bool) -> None:
-    """A pass over ten places takes ten times what is counted here, and a limit does not know it."""
-    model = mlp((3, 6, 2))
-    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
-    model.graph.node[0].CopyFrom(helper.make_node("MatMul", ["x", "w"], ["y"]))
-    del model.graph.node[1:]
-    weight = numpy_helper.from_array(np.eye(3, 6, dtype=np.float32), "w")
-    del model.graph.initializer[:]
-    model.graph.initializer.append(weight)
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, (*shape[:-1], 6)))
-    notes = condense(model).report.notes
-    assert any("sizes that the network leaves open as 1: x" in note for note in notes) is told

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_condense.cost import count_macs
+from onnx_condense.cost import Work
 from onnx_condense.data import Samples
 from onnx_condense.data.samples import Rows
 from onnx_condense.errors import UsageError
@@ -24,12 +24,17 @@ MAX_ELEMENTS = 2**22
 LATENCY_BATCH, LATENCY_MACS = 256, 2**33
 
 
-def latency_batch(network: Network, single: Feed) -> int:
+def single(samples: Samples, indices: IntArray | None = None) -> Feed:
+    """The feed of the first sample, or of the first of those at some indices."""
+    return next(iter(samples.batches(np.arange(1) if indices is None else indices[:1], 1))).feed
+
+
+def latency_batch(network: Network, sample: Feed) -> int:
     """How many samples to time at once; 1 where a single one is all that can be waited for.
 
-    single: the feed of one sample.
+    sample: the feed of one.
     """
-    return int(np.clip(LATENCY_MACS // max(count_macs(sized(network, single)), 1), 1, LATENCY_BATCH))
+    return int(np.clip(LATENCY_MACS // max(Work(sample).of(network), 1), 1, LATENCY_BATCH))
 
 
 def timed_feeds(
@@ -68,7 +73,7 @@ def rows_per_pass(network: Network, samples: Samples, indices: IntArray) -> int:
 
     What is stored does not count: weights are there once, however many samples pass.
     """
-    first = next(iter(samples.batches(indices[:1], 1))).feed
+    first = single(samples, indices)
     fed = sized(network, first)
     shapes = (shape for name, shape in fed.shapes.items() if not fed.root(name))
     inside = (math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)

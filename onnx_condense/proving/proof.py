@@ -25,7 +25,7 @@ from onnx_condense.network.model import Network, inlined, serialized
 from onnx_condense.options.yardstick import MAX_ABS, Yardstick
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import footprint, latency, profiled
-from onnx_condense.proving.feeding import latency_batch, rows_per_pass, timed_feeds
+from onnx_condense.proving.feeding import latency_batch, rows_per_pass, single, timed_feeds
 from onnx_condense.proving.verify import check_graph, check_numbers
 from onnx_condense.report.data import Footprint, Latency, Reason, Served
 from onnx_condense.runtime import CPU, Feed, Runtime, first_line
@@ -257,12 +257,12 @@ class Prover:
         """
         rows = rows_per_pass(self._network, samples, indices)
         feeds = [batch.feed for batch in samples.batches(spread(indices, CHECKED), rows)]
-        single = next(iter(samples.batches(indices[:1], 1))).feed
-        most = latency_batch(self._network, single)
+        first = single(samples, indices)
+        most = latency_batch(self._network, first)
         timed = [(self._batch(feed), feed) for feed in timed_feeds(samples, indices, self._batches, most)]
         plain = self.judge(samples, indices, rows)
         settings = tuple(self._setting(plain, at, samples, indices, rows) for at in self._served)
-        return Proof(plain, len(indices), feeds, timed, single, settings)
+        return Proof(plain, len(indices), feeds, timed, first, settings)
 
     def _setting(self, plain: Judge, at: Runtime, samples: Samples, indices: IntArray, rows: int) -> Setting:
         provider = at.providers[0]

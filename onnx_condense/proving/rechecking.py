@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.cost import Work, count_parameters
 from onnx_condense.data import SMALLEST_SHARE, Samples, check_independent, input_specs, split
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CalibrationError, DefectError, ModelError, UsageError
@@ -36,6 +36,7 @@ from onnx_condense.options.yardstick import (
 )
 from onnx_condense.outcome import error_summary, file_size
 from onnx_condense.plan import IntArray
+from onnx_condense.proving.feeding import single
 from onnx_condense.proving.proof import Proof, Proved, Prover
 from onnx_condense.proving.provenance import Provenance, origin, source_digest
 from onnx_condense.proving.verify import check_graph, rounding_level
@@ -125,6 +126,7 @@ class _Recheck:
         self.dense, self.condensed = dense, condensed
         self.runtime, self.progress = runtime, progress
         self.notes: list[str] = []
+        self.work = Work()
         self.label = str(condensed.path or "the condensed network")
         self.source_sha256, self.sha256 = source_digest(dense), source_digest(condensed)
         # First of all: what was made from another network differs in more than it has to.
@@ -195,7 +197,7 @@ class _Recheck:
         goal = self.goal
         self.progress("running the dense network", 0.05)
         proof = self._proof(goal, calibration, verification) if sampled else self.prover.on_drawn(goal.seed)
-        self.notes += proof.judge.notes if sampled else (DRAWN,)
+        self.notes += (*self.work.told(self.dense), *(proof.judge.notes if sampled else (DRAWN,)))
         gate = self._rounding() if goal.lossless else goal.tolerance
         self.progress("verifying", 0.4)
         proved = self._proved(proof, gate)
@@ -234,6 +236,7 @@ class _Recheck:
             samples = load_samples(calibration, input_specs(graph))
         self.notes += samples.notes
         check_independent(samples, session, graph)
+        self.work.sample = single(samples)
         return self.prover.on_samples(samples, self._judging(samples, goal, shared=verification is None))
 
     def _judging(self, samples: Samples, goal: Goal, *, shared: bool) -> IntArray:
@@ -280,7 +283,7 @@ class _Recheck:
             status="verified",
             dry_run=True,
             parameters=Change(count_parameters(dense.proto), count_parameters(self.condensed.proto)),
-            macs=Change(count_macs(dense), count_macs(self.condensed)),
+            macs=Change(self.work.of(dense), self.work.of(self.condensed)),
             bytes=Change(file_size(dense), file_size(self.condensed)),
             error=error_summary(proved, goal, proof.count, gate),
             latency=tuple(self.prover.time(model, proof)),

@@ -322,7 +322,8 @@ class RefusalRow:
 class Report:
     """What happened, as data. `after` counts equal `before` when the status is "unchanged".
 
-    macs: multiply-accumulates of one pass, symbolic sizes counted as 1 (a fixed batch as it is).
+    macs: multiply-accumulates of one pass over one sample (a fixed batch as it is); sizes that the network leaves open
+        are those of the first sample, without samples 1.
     coverage: None where nothing was fitted on samples.
     tuning: None where nothing was trained.
     curve: what the search measured, most parameters first; empty where it did not search.

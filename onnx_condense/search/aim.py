@@ -46,7 +46,7 @@ class Aim:
         self._places = [at[s.name] for s in fitter.spaces]
         self._full = [s.width for s in fitter.view.spaces]
         self._parameters = WidthCosts(fitter.network, fitter.view)
-        self._macs = MacCosts(fitter.network, fitter.view)
+        self._macs = MacCosts(fitter.network, fitter.view, bounds.work)
         self._costs: dict[str, WidthCosts | MacCosts] = {"parameters": self._parameters, "macs": self._macs}
         self._totals = {kind: max(cost.total(self._full), 1) for kind, cost in self._costs.items()}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx
 
-from onnx_condense.cost import count_macs
+from onnx_condense.cost import Work
 from onnx_condense.fit.methods import Merger, orders_of
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
@@ -33,7 +33,9 @@ Compare = Callable[[onnx.ModelProto, onnx.ModelProto], Sequence[Latency]]
 """Times the second network against the first, on every batch."""
 
 
-def measured_grid(network: Network, view: ChannelView, goal: Goal, compare: Compare) -> tuple[Grid, list[WidthTiming]]:
+def measured_grid(
+    network: Network, view: ChannelView, goal: Goal, compare: Compare, work: Work | None = None
+) -> tuple[Grid, list[WidthTiming]]:
     """The grid that pays, by kind of layers, and the timings that it was read off.
 
     Args:
@@ -41,15 +43,17 @@ def measured_grid(network: Network, view: ChannelView, goal: Goal, compare: Comp
         view: its channels.
         goal: gives the seed.
         compare: the timing.
+        work: counts multiply-accumulates.
     """
     asked = Goal(None, None, allow_slower=True, seed=goal.seed, method="drop")
     merger = Merger(network, view, orders_of(network, view, asked), merge=False)
+    work = work or Work()
     table: list[WidthTiming] = []
     found: dict[Kind, int] = {}
     for kind in sorted({kind_of(network, view, s) for s in merger.spaces}):
-        if not _matters(merger, kind):
+        if not _matters(merger, kind, work):
             continue
-        rows = list(_climb(merger, kind, compare))
+        rows = list(_climb(merger, kind, compare, work))
         table += rows
         if rows:
             # An answer that is not for sure leaves it to what is known.
@@ -58,9 +62,9 @@ def measured_grid(network: Network, view: ChannelView, goal: Goal, compare: Comp
     return Grid(measured=found), table
 
 
-def _matters(merger: Merger, kind: Kind) -> bool:
+def _matters(merger: Merger, kind: Kind, work: Work) -> bool:
     view, names = merger.view, {s.name for s in merger.spaces if _of(merger, s.name) == kind}
-    costs, full = MacCosts(merger.network, view), [s.width for s in view.spaces]
+    costs, full = MacCosts(merger.network, view, work), [s.width for s in view.spaces]
     half = [s.width // 2 if s.name in names else s.width for s in view.spaces]
     return costs.total(full) - costs.total(half) >= MATTERS * costs.total(full)
 
@@ -75,7 +79,7 @@ def _of(merger: Merger, name: str) -> Kind:
     return kind_of(merger.network, merger.view, space)
 
 
-def _climb(merger: Merger, kind: Kind, compare: Compare) -> Iterator[WidthTiming]:
+def _climb(merger: Merger, kind: Kind, compare: Compare, work: Work) -> Iterator[WidthTiming]:
     """From every step to the next, until the finer widths may be faster or no layer is so wide."""
     full = [s.width for s in merger.spaces]
     for fine, coarse in itertools.pairwise(STEPS):
@@ -84,9 +88,9 @@ def _climb(merger: Merger, kind: Kind, compare: Compare) -> Iterator[WidthTiming
         if wide == full:
             return
         models = [merger.plan(widths, sequential=False)[1] for widths in (wide, narrow)]
-        work = [count_macs(Network(model)) for model in models]
+        counts = [work.of(Network(model)) for model in models]
         best = max(compare(*models), key=lambda t: t.interval[1])
-        ideal = work[0] / max(work[1], 1)
+        ideal = counts[0] / max(counts[1], 1)
         pays = best.speedup < math.sqrt(ideal) and best.interval[1] < ideal
         yield WidthTiming("+".join(kind), coarse, fine, best.batch, ideal, best.speedup, best.interval, pays)
         if not pays:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnx_condense.cost import count_macs, count_parameters
+from onnx_condense.cost import Work, count_parameters
 from onnx_condense.errors import BudgetError
 from onnx_condense.files import written_size
 from onnx_condense.network.model import Network
@@ -57,9 +57,11 @@ class Bounds:
     Attributes:
         ceilings: limits on sizes.
         kinds: what the path should save, of "parameters" and "macs": bytes go with parameters, time goes with MACs.
+        work: counts these.
     """
 
-    def __init__(self, goal: Goal, network: Network) -> None:
+    def __init__(self, goal: Goal, network: Network, work: Work | None = None) -> None:
+        self.work = work or Work()
         self._goal, self._network = goal, network
         self.ceilings = tuple(_ceilings(goal, network))
         self.pace = Pace(goal.limits)
@@ -73,7 +75,7 @@ class Bounds:
         """Of a network, by kind, as far as limits ask for them; bytes: at most."""
         counters: Mapping[str, Callable[[onnx.ModelProto], int]] = {
             "parameters": count_parameters,
-            "macs": lambda proto: count_macs(Network(proto)),
+            "macs": lambda proto: self.work.of(Network(proto)),
             "bytes": lambda proto: written_size(proto, self._network) + self._stamp,
         }
         return {kind: counters[kind](model) for kind in dict.fromkeys(c.kind for c in self.ceilings)}
@@ -96,7 +98,7 @@ class Bounds:
         if not self.ceilings:
             return True
         proto = self._network.given
-        counts = {"parameters": count_parameters(proto), "macs": count_macs(self._network)}
+        counts = {"parameters": count_parameters(proto), "macs": self.work.of(self._network)}
         return self.excess({**counts, "bytes": file_size(self._network)}) <= 1.0
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from onnx_condense.cost import count_parameters
+from onnx_condense.cost import Work, count_parameters
 from onnx_condense.data import Samples
 from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError
@@ -85,6 +85,7 @@ class Maker:
     Args:
         network, view: what is condensed. goal: what was asked for. prover, runtime: how it is judged and run.
         progress: called with a stage and the share of the work done. held: what the user wants left alone.
+        work: counts multiply-accumulates.
 
     Attributes:
         notes: remarks for the user, in order of appearance.
@@ -100,13 +101,14 @@ class Maker:
         runtime: Runtime,
         progress: Progress,
         held: Held = NOTHING,
+        work: Work | None = None,
     ) -> None:
         self.network, self.view, self.goal, self.held = network, view, goal, held
         self.prover, self.runtime, self.progress = prover, runtime, progress
         self.notes: list[str] = []
         self.front: list[Candidate] = []
         self.parameters = count_parameters(network.proto)
-        self.bounds = Bounds(goal, network)
+        self.bounds = Bounds(goal, network, work)
         self.grid = Grid(goal.multiple_of if isinstance(goal.multiple_of, int) else None)
 
     def exact(self, plan: Plan, proof: Proof) -> Iterator[Candidate]:
@@ -277,7 +279,7 @@ class Maker:
             found = self.made(route, at, back_offs, gate)
             excess = found.proved.excess(gate)
             if excess <= 1.0:
-                little = too_little(route.fitter.network, found, self.goal)
+                little = too_little(route.fitter.network, found, self.goal, self.bounds.work)
                 self.notes += [little] if little else []
                 return (None if little else found), at
             if fault := found.proved.measured.fault:

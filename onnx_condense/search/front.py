@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx_condense.cost import count_macs
+from onnx_condense.cost import Work
 from onnx_condense.errors import UsageError
 from onnx_condense.files import save_condensed
 from onnx_condense.network.model import Network, serialized
@@ -48,7 +48,10 @@ def stops(path: Sequence[Point], last: int) -> list[Point]:
 
 
 def members(
-    candidates: Iterable[Candidate], dense: int, time: Callable[[Candidate], Sequence[Latency]]
+    candidates: Iterable[Candidate],
+    dense: int,
+    time: Callable[[Candidate], Sequence[Latency]],
+    work: Work | None = None,
 ) -> list[Member]:
     """Networks with their rows, largest first; those that another one beats in size and error are left out.
 
@@ -56,20 +59,21 @@ def members(
         candidates: all that were made.
         dense: parameters of the dense network.
         time: measures one of them.
+        work: counts multiply-accumulates.
     """
     found: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.parameters, c.proved.error)):
         if candidate.parameters < dense and all(candidate.proved.error < smaller.proved.error for smaller in found):
             found.append(candidate)
-    return [(c.model, _row(c, dense, time(c))) for c in reversed(found)]
+    return [(c.model, _row(c, dense, work or Work(), time(c))) for c in reversed(found)]
 
 
-def _row(candidate: Candidate, dense: int, timings: Sequence[Latency]) -> FrontRow:
+def _row(candidate: Candidate, dense: int, work: Work, timings: Sequence[Latency]) -> FrontRow:
     return FrontRow(
         file="",
         share=candidate.parameters / dense,
         parameters=candidate.parameters,
-        macs=count_macs(Network(candidate.model)),
+        macs=work.of(Network(candidate.model)),
         bytes=len(serialized(candidate.model)),
         error=candidate.proved.error,
         speedups=tuple(FrontTiming(t.provider, t.batch, t.speedup, t.interval) for t in timings),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from onnx_condense.cost import count_macs, known_shapes, node_macs, shapes_around
+from onnx_condense.cost import Work, count_macs, known_shapes, node_macs, shapes_around
 from onnx_condense.network.model import Network
 from onnx_condense.network.shapes import Shape
 from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse
@@ -19,18 +19,19 @@ _Axis = tuple[_Dim, tuple[tuple[int, float, int], ...]]
 
 
 class MacCosts:
-    """What `cost.count_macs` will say at given widths.
+    """What `cost.Work.of` will say at given widths.
 
     Every tensor's shape follows from the labels on its axes, and a node's count from the shapes around it: so a row of
     a convolution's weight counts once per position of the result. Of a tensor that holds a part of a space (a slice
     of its channels) as large a share is taken to go: there it is the mean over which channels go.
     """
 
-    def __init__(self, network: Network, view: ChannelView) -> None:
+    def __init__(self, network: Network, view: ChannelView, work: Work | None = None) -> None:
+        counted = (work or Work()).sized(network)
         self._full = [s.width for s in view.spaces]
         self._stay = [int(s.pinned.sum()) for s in view.spaces]
         self._space = {int(c): i for i, s in enumerate(view.spaces) for c in s.channels[~s.pinned]}
-        self._shapes = known_shapes(network)
+        self._shapes = known_shapes(counted)
         # By tensor, and of constants by node and position: uses of one constant may be cut apart.
         self._cut: dict[_Place, tuple[_Axis, ...]] = {}
         for name, labels in view.labels.items():
@@ -57,7 +58,7 @@ class MacCosts:
         self._known: dict[tuple[int, tuple[int, ...]], int] = {}
         if network.functions:
             # No width changes what is in them.
-            self._fixed += count_macs(network) - self.total(self._full)
+            self._fixed += count_macs(counted) - self.total(self._full)
 
     def _add(self, place: _Place, name: str, lines: Sequence[IntArray]) -> None:
         shape = self._shapes.get(name)

@@ -101,7 +101,7 @@ class Rounds:
 
     def _worth(self, route: Route, found: Candidate) -> Candidate | None:
         """The same with what the search measured; None where it saves too little for its error."""
-        if little := too_little(route.fitter.network, found, self._maker.goal):
+        if little := too_little(route.fitter.network, found, self._maker.goal, self._maker.bounds.work):
             self._tuner.notes.append(little)
             return None
         return dataclasses.replace(found, curve=route.curve)
