@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import onnx
 
@@ -12,6 +13,8 @@ from onnx_condense.network.model import Network, load
 from onnx_condense.network.multiplied import multiplied
 from onnx_condense.network.parted import parted
 from onnx_condense.network.settled import settled
+from onnx_condense.network.summed import summed
+from onnx_condense.plan import IntArray
 from onnx_condense.spaces import find_spaces
 
 
@@ -19,10 +22,15 @@ def ready(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
     """A network in a form that answers the same, to rounding, and can be narrowed in more places.
 
     Dead nodes go; weights worked out from stored numbers are stored; Einsum with a weight becomes MatMul; sizes worked
-    out are stored where inference is sure; grids that hold several tensors are taken apart. Where none of that applies
-    it is the network as it came, which `given` always is.
+    out are stored where inference is sure; sums over channels become products; grids that hold several tensors are
+    taken apart. Where none of that applies it is the network as it came, which `given` always is.
 
     Raises:
         ModelError: it can't be read, or is no valid network.
     """
-    return parted(settled(multiplied(folded(live(load(source))))), lambda found: find_spaces(found).labels)
+    found = settled(multiplied(folded(live(load(source)))))
+    return parted(summed(found, _labels), _labels)
+
+
+def _labels(network: Network) -> Mapping[str, IntArray]:
+    return find_spaces(network).labels

@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_condense.network.known import Known
+from onnx_condense.network.listed import numbers_of, standard
 from onnx_condense.network.live import DEFAULTS, prune
 from onnx_condense.network.model import Network
 from onnx_condense.network.names import Names
@@ -83,7 +84,7 @@ def _grids(network: Network) -> Iterable[_Grid]:
     if not _PUT.isdisjoint(network.functions):
         return
     for node in network.nodes:
-        listed = _standard(network, node, "Reshape") and len(node.inputs) > 1
+        listed = standard(network, node, "Reshape") and len(node.inputs) > 1
         entries = network.known(node.inputs[1]) if listed else None
         before, after = network.shape(node.inputs[0]) if entries else None, network.shape(node.outputs[0])
         width = before[-1] if before else None
@@ -91,10 +92,6 @@ def _grids(network: Network) -> Iterable[_Grid]:
             places = _places(entries, after, width)
             found = (_taken(network, node, entries, at, sizes) for at, sizes in places)
             yield from [grid for grid in found if grid is not None][:1]
-
-
-def _standard(network: Network, node: Node, *ops: str) -> bool:
-    return node.op in ops and not node.domain and ("", node.op) not in network.functions
 
 
 def _places(entries: Known, shape: Sequence[object], width: int) -> Iterable[tuple[int, tuple[int, ...]]]:
@@ -137,14 +134,14 @@ def _taken(network: Network, node: Node, entries: Known, at: int, sizes: tuple[i
 
 def _moved(network: Network, node: Node, rank: int, axis: int) -> tuple[int, int] | None:
     """Rank and axis behind a node that does the same at every position of an axis, or None."""
-    if _standard(network, node, "Identity"):
+    if standard(network, node, "Identity"):
         return rank, axis
-    if _standard(network, node, "Transpose"):
+    if standard(network, node, "Transpose"):
         order = node.attributes.get("perm") or list(range(rank))[::-1]
         return (rank, list(order).index(axis)) if sorted(order) == list(range(rank)) else None
-    if not _standard(network, node, "Squeeze", "Unsqueeze"):
+    if not standard(network, node, "Squeeze", "Unsqueeze"):
         return None
-    listed = _numbers(network, node, 1, "axes")
+    listed = numbers_of(network, node, 1, "axes")
     wide = rank + (len(listed) if node.op == "Unsqueeze" else 0)
     axes = {a % wide for a in listed}
     if not axes or len(axes) < len(listed):
@@ -156,39 +153,22 @@ def _moved(network: Network, node: Node, rank: int, axis: int) -> tuple[int, int
 
 def _picked(network: Network, node: Node, rank: int, axis: int, count: int) -> tuple[int, ...] | None:
     """The one position of an axis that each output of a node has, or None."""
-    if _standard(network, node, "Gather") and node.attributes.get("axis", 0) % rank == axis:
+    if standard(network, node, "Gather") and node.attributes.get("axis", 0) % rank == axis:
         at = network.constant(node.inputs[1])
         fits = at is not None and at.ndim < 2 and at.size == 1 and -count <= at.item() < count
         return (int(at.item()),) if fits and at is not None else None
-    if _standard(network, node, "Split") and node.attributes.get("axis", 0) % rank == axis:
-        sizes = _numbers(network, node, 1, "split", (1,) * count)
+    if standard(network, node, "Split") and node.attributes.get("axis", 0) % rank == axis:
+        sizes = numbers_of(network, node, 1, "split", (1,) * count)
         return tuple(range(count)) if sizes == (1,) * count == (1,) * len(node.outputs) else None
-    if not _standard(network, node, "Slice"):
+    if not standard(network, node, "Slice"):
         return None
     # Without axes the first ones are meant, as many as there are starts.
-    axes, steps = _numbers(network, node, 3, "axes", (0,)), _numbers(network, node, 4, "steps", (1,))
-    starts, ends = _numbers(network, node, 1, "starts"), _numbers(network, node, 2, "ends")
+    axes, steps = numbers_of(network, node, 3, "axes", (0,)), numbers_of(network, node, 4, "steps", (1,))
+    starts, ends = numbers_of(network, node, 1, "starts"), numbers_of(network, node, 2, "ends")
     if not len(starts) == len(ends) == len(axes) == 1 or axes[0] % rank != axis or steps != (1,):
         return None
     first, last = (min(max(n + count if n < 0 else n, 0), count) for n in (starts[0], ends[0]))
     return (first,) if last - first == 1 else None
-
-
-def _numbers(
-    network: Network, node: Node, position: int, attribute: str, otherwise: tuple[int, ...] = ()
-) -> tuple[int, ...]:
-    """A list that an attribute or, in later opsets, an operand holds.
-
-    Returns:
-        Its numbers; none where they are not known; those given where there is no list.
-    """
-    if attribute in node.attributes:
-        return tuple(node.attributes[attribute])
-    if position >= len(node.inputs) or not node.inputs[position]:
-        return otherwise
-    known = network.known(node.inputs[position]) or ()
-    numbers = tuple(n for n in known if isinstance(n, int))
-    return numbers if len(numbers) == len(known) else ()
 
 
 def _idle(node: onnx.NodeProto) -> onnx.NodeProto:

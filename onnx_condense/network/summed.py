@@ -1,0 +1,137 @@
+"""Sums over channels, as the products that they are.
+
+What multiplies the answers of two networks and sums over the channels (as operator networks do with branch and trunk)
+reads these channels with weights that are all one. Written so, they can go like those of any other layer: of two that
+are alike one stays and counts twice, and what else goes is made up for by the weights of those that stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnx_condense.network.listed import numbers_of, standard
+from onnx_condense.network.live import DEFAULTS, prune
+from onnx_condense.network.model import Network
+from onnx_condense.network.names import Names
+from onnx_condense.network.nodes import Node
+from onnx_condense.plan import IntArray
+
+Labels = Callable[[Network], Mapping[str, IntArray]]
+"""The labels of the channels of every tensor of a network; 0 is what has to stay."""
+
+# From this opset on Squeeze has its axes as an operand.
+_OPERANDS = 13
+# Ops that are put in.
+_PUT = frozenset(("", op) for op in ("Constant", "MatMul", "Mul", "Squeeze"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """A sum over the last axis; factors: what is summed, or two tensors whose products are.
+
+    axis: the one that is summed over; width: its size; stays: whether the result has an axis of one in its place.
+    """
+
+    node: Node
+    factors: tuple[str, ...]
+    axis: int
+    width: int
+    stays: bool
+
+
+def summed(network: Network, labels: Labels) -> Network:
+    """A network with products for its sums, where channels can go then that had to stay.
+
+    Args:
+        network: as it is.
+        labels: tells which channels can go.
+
+    Returns:
+        `network` itself where there is no such place.
+    """
+    sums = [] if _PUT & network.functions else [s for node in network.nodes if (s := _sum(network, node))]
+    before = labels(network) if sums else {}
+    chosen = [s for s in sums if not any(_free(before.get(name)) for name in s.factors)]
+    while chosen:
+        found = _with_products(network, chosen)
+        after = labels(found)
+        freed = [s for s in chosen if all(_free(after.get(name)) for name in s.factors)]
+        if len(freed) == len(chosen):
+            return found
+        chosen = freed
+    return network
+
+
+def _free(labels: IntArray | None) -> bool:
+    """Whether channels along the last axis can go."""
+    return labels is not None and labels.ndim > 0 and labels.shape[-1] > 1 and bool(labels.any())
+
+
+def _sum(network: Network, node: Node) -> _Sum | None:
+    """The sum over the last axis that a node is, or None."""
+    names = _factors(network, node)
+    shapes = [network.shape(name) for name in names]
+    if not shapes or not shapes[0] or network.dtype(names[0]).kind != "f":
+        return None
+    width, axis = shapes[0][-1], len(shapes[0]) - 1
+    if any(not shape or (len(shape) - 1, shape[-1]) != (axis, width) for shape in shapes):
+        return None
+    if not isinstance(width, int) or width < 2 or all(network.root(name) for name in names):
+        return None
+    if node.op == "Einsum":
+        return _Sum(node, names, axis, width, stays=False)
+    axes = [a % (axis + 1) for a in numbers_of(network, node, 1, "axes")]
+    return _Sum(node, names, axis, width, bool(node.attributes.get("keepdims", 1))) if axes == [axis] else None
+
+
+def _factors(network: Network, node: Node) -> tuple[str, ...]:
+    """What is summed: a tensor, or two that are multiplied element by element; nothing if it is another op."""
+    if standard(network, node, "ReduceSum"):
+        return node.inputs[:1]
+    if not standard(network, node, "Einsum") or len(node.inputs) != 2:
+        return ()
+    sides = str(node.attributes.get("equation", "")).replace(" ", "").split("->")
+    terms = sides[0].split(",")
+    plain = len(sides) == 2 and terms[0].isalpha() and len(set(terms[0])) == len(terms[0]) > 1
+    return node.inputs if plain and terms == [terms[0]] * 2 and sides[1] == terms[0][:-1] else ()
+
+
+def _with_products(network: Network, sums: Sequence[_Sum]) -> Network:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(network.proto)
+    names = Names(proto)
+    for found in sorted(sums, key=lambda s: -s.node.index):
+        made = _nodes(network, found, names)
+        del proto.graph.node[found.node.index]
+        for node in reversed(made):
+            proto.graph.node.insert(found.node.index, node)
+    prune(proto.graph, interface=proto.ir_version >= DEFAULTS)
+    return Network(proto, network.path, network.given)
+
+
+def _nodes(network: Network, found: _Sum, names: Names) -> list[onnx.NodeProto]:
+    """What takes the place of a sum; the product bears its name."""
+    made: list[onnx.NodeProto] = []
+
+    def stored(wish: str, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
+        name = names.fresh(wish)
+        made.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
+        return name
+
+    node, result, x = found.node, found.node.outputs[0], found.factors[0]
+    if len(found.factors) > 1:
+        x = names.fresh(f"{result}_factors")
+        made.append(helper.make_node("Mul", found.factors, [x]))
+    ones = stored(f"{result}_weight", np.ones((found.width, 1), network.dtype(found.factors[0])))
+    out = result if found.stays else names.fresh(f"{result}_product")
+    made.append(helper.make_node("MatMul", [x, ones], [out], name=node.name))
+    if not found.stays and node.opset < _OPERANDS:
+        made.append(helper.make_node("Squeeze", [out], [result], axes=[found.axis]))
+    elif not found.stays:
+        made.append(helper.make_node("Squeeze", [out, stored("axes", np.array([found.axis]))], [result]))
+    return made
