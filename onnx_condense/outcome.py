@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from onnx_condense.saved.plans import Document
 from onnx_condense.search.budget import WORTH
 from onnx_condense.spaces import GRAPH_OUTPUT
 from onnx_condense.unseen import unseen_layers
+from onnx_condense.wording import counted
 
 GIVEN_BACK = "exact merges were given back: "
 
@@ -209,10 +211,10 @@ def why_unchanged(network: Network, view: ChannelView, goal: Goal, notes: Sequen
         return Reason("nothing-found", text + _hint(network))
     if not any(s.reducible for s in view.spaces):
         return Reason("nothing-free", _why_pinned(network, view))
-    return _why_none(goal, notes)
+    return _why_none(network, view, goal, notes)
 
 
-def _why_none(goal: Goal, notes: Sequence[str]) -> Reason:
+def _why_none(network: Network, view: ChannelView, goal: Goal, notes: Sequence[str]) -> Reason:
     """Why no channel goes of those that could."""
     if goal.lossless and any(note.startswith(GIVEN_BACK) for note in notes):
         return Reason("given-back", "what the weights prove redundant was given back (see notes)")
@@ -222,7 +224,18 @@ def _why_none(goal: Goal, notes: Sequence[str]) -> Reason:
         return Reason("threshold", "no channels are so much alike that merging them by --threshold saves parameters")
     if goal.tolerance is None:
         return Reason("nothing-smaller", "no narrower network has fewer parameters")
-    return Reason("tolerance", f"no channel can go within tolerance {goal.said}")
+    text = f"no channel can go within tolerance {goal.said}"
+    if often := _used_often(network, view):
+        first = f"{often[0]} and {counted(len(often) - 1, 'more weight')} are" if len(often) > 1 else f"{often[0]} is"
+        text += f" and leave fewer parameters: {first} stored once and used often, so that narrowing may take copies"
+    return Reason("tolerance", text)
+
+
+def _used_often(network: Network, view: ChannelView) -> list[str]:
+    """Weights that several linear ops use."""
+    places = (use.weight for use in view.linear)
+    uses = collections.Counter(network.root(network.nodes[at.node].inputs[at.position]) for at in places)
+    return [name for name, count in uses.items() if name and count > 1]
 
 
 def _why_pinned(network: Network, view: ChannelView) -> str:

@@ -67,3 +67,28 @@ def test_a_limit_on_work_does_not_make_the_network_larger(calibration: dict[str,
     assert found.report.parameters.after < found.report.parameters.before
     assert found.report.macs is not None
     assert found.report.macs.after <= 850
+
+
+@pytest.mark.parametrize(
+    ("tied", "words"), [(True, ": W and 1 more weight are stored once and used often"), (False, "")]
+)
+def test_where_narrowing_takes_copies_the_reason_says_so(*, tied: bool, words: str) -> None:
+    """Neurons that differ: some would go, but what stays of both uses takes more room than the one weight."""
+    dense = autoencoder()
+    for name, seed in (("W", 2), ("V", 3)):
+        stored = next(t for t in dense.graph.initializer if t.name == name)
+        value = np.random.default_rng(seed).normal(size=stored.dims).astype("f4")
+        stored.CopyFrom(onnx.numpy_helper.from_array(value, name))
+        if not tied:
+            dense.graph.initializer.append(onnx.numpy_helper.from_array(value, f"{name}_copy"))
+    if not tied:
+        for node in dense.graph.node[-3:]:
+            node.input[1:2] = [f"{name}_copy" for name in node.input[1:2]]
+    feed = {"x": np.random.default_rng(1).normal(size=(1000, 6)).astype("f4")}
+    reason = condense(dense, calibration=feed, tolerance=1e-5, threads=1).report.reason
+    assert reason is not None
+    assert reason.code == "tolerance"
+    assert reason.text.removeprefix("no channel can go within tolerance 1e-05").startswith(
+        " and leave fewer parameters" if tied else words
+    )
+    assert words in reason.text
