@@ -69,10 +69,8 @@ def test_a_limit_on_work_does_not_make_the_network_larger(calibration: dict[str,
     assert found.report.macs.after <= 850
 
 
-@pytest.mark.parametrize(
-    ("tied", "words"), [(True, ": W and 1 more weight are stored once and used often"), (False, "")]
-)
-def test_where_narrowing_takes_copies_the_reason_says_so(*, tied: bool, words: str) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_where_narrowing_takes_copies_the_reason_says_so(*, tied: bool) -> None:
     """Neurons that differ: some would go, but what stays of both uses takes more room than the one weight."""
     dense = autoencoder()
     for name, seed in (("W", 2), ("V", 3)):
@@ -87,8 +85,5 @@ def test_where_narrowing_takes_copies_the_reason_says_so(*, tied: bool, words: s
     feed = {"x": np.random.default_rng(1).normal(size=(1000, 6)).astype("f4")}
     reason = condense(dense, calibration=feed, tolerance=1e-5, threads=1).report.reason
     assert reason is not None
-    assert reason.code == "tolerance"
-    assert reason.text.removeprefix("no channel can go within tolerance 1e-05").startswith(
-        " and leave fewer parameters" if tied else words
-    )
-    assert words in reason.text
+    copies = " and leave fewer parameters: W and 1 more weight are stored once and used often, so that narrowing may"
+    assert reason.text == "no channel can go within tolerance 1e-05" + f"{copies} take copies" * tied
