@@ -27,6 +27,7 @@ from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchan
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import coverage
 from onnx_condense.proving.feeding import single
+from onnx_condense.proving.latency import apart
 from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.proving.provenance import origin, provenance, result_digest, source_digest
 from onnx_condense.report.data import Change, Evidence, Latency, Reason, Report, WidthTiming
@@ -351,7 +352,7 @@ class Run:
         told = dataclasses.replace(
             report,
             macs=Change(work, self.work.of(Network(model)) if candidate else work),
-            notes=tuple(dict.fromkeys(self.notes)),
+            notes=tuple(dict.fromkeys((*self.notes, *apart(report.latency)))),
             widths=tuple(self.widths),
             method=method,
             threshold=threshold,

@@ -27,7 +27,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from scipy import stats
@@ -282,6 +282,18 @@ def compare(
         interval=speedup_interval(done),
         rounds=told,
     )
+
+
+def apart(timings: Iterable[Latency]) -> Iterator[str]:
+    """Notes on timings whose medians say something else than their pairs of rounds."""
+    for timing in timings:
+        low, high = timing.interval
+        medians = timing.before_ms / timing.after_ms
+        if not low <= medians <= high:
+            yield (
+                f"batch {timing.batch}: this machine changed its speed while timing; {timing.speedup:.2f}x is of pairs "
+                f"of rounds, the two medians alone would say {medians:.2f}x"
+            )
 
 
 def confirmed(

@@ -37,6 +37,7 @@ from onnx_condense.options.yardstick import (
 from onnx_condense.outcome import error_summary, file_size
 from onnx_condense.plan import IntArray
 from onnx_condense.proving.feeding import single
+from onnx_condense.proving.latency import apart
 from onnx_condense.proving.proof import Proof, Proved, Prover
 from onnx_condense.proving.provenance import Provenance, origin, source_digest
 from onnx_condense.proving.verify import check_graph, rounding_level
@@ -279,6 +280,7 @@ class _Recheck:
         source = origin(dense, self.source_sha256, ())
         result = None if self.condensed.path is None else str(self.condensed.path)
         plan = None if self.stamp is None else self.stamp.plan_sha256
+        timings = tuple(self.prover.time(model, proof))
         return Report(
             status="verified",
             dry_run=True,
@@ -286,11 +288,11 @@ class _Recheck:
             macs=Change(self.work.of(dense), self.work.of(self.condensed)),
             bytes=Change(file_size(dense), file_size(self.condensed)),
             error=error_summary(proved, goal, proof.count, gate),
-            latency=tuple(self.prover.time(model, proof)),
+            latency=timings,
             footprint=self._footprint(model, proof),
             evidence=evidence,
             origin=dataclasses.replace(source, plan_sha256=plan, result=result, result_sha256=self.sha256),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *apart(timings)),
         )
 
     def _footprint(self, model: onnx.ModelProto, proof: Proof) -> Footprint | None:
