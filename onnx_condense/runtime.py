@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ Feed = Mapping[str, Array]
 Session = ort.InferenceSession
 
 CPU = ("CPUExecutionProvider",)
+# "[ONNXRuntimeError] : 1 : FAIL : ", and a file of its sources with a line and the function there.
+_INSIDE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\)(?: const)?(?= [A-Z])")
 
 # Providers that compute beside the CPU, and what ONNX Runtime's bindings call the memory that they compute in.
 DEVICES: Mapping[str, str] = {
@@ -97,12 +100,13 @@ class Runtime:
         try:
             return make(source, self.settings(optimize=optimize, spin=spin, profile=profile))
         except RUNTIME_ERRORS as error:
-            raise ModelError("runtime", f"ONNX Runtime does not load the network: {first_line(error)}") from error
+            text = f"ONNX Runtime {ort.__version__} does not load the network, which has to run there to be condensed"
+            raise ModelError("runtime", f"{text}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's text, for one-line messages, without its number and the place in ONNX Runtime."""
+    lines = _INSIDE.sub("", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

@@ -76,6 +76,8 @@ def few(samples: data.Samples, code: str, *words: str, separate: bool = False) -
 def test_too_few_samples_or_groups() -> None:
     few(data.load(ramp(20, 3), (X,)), "calibration-few", "20 samples", "25")
     few(data.load(ramp(15, 3), (X,)), "calibration-few", "15 samples", "20", separate=True)
+    feeds = data.load([{"x": row[None]} for row in ramp(20, 3)], (X,))
+    few(feeds, "calibration-few", "20 samples", "of a folder, every file is one sample")
     few(grouped(np.repeat([0, 1], 50)), "calibration-groups", "100 samples in 2 groups", "at least 3 groups")
     few(grouped([0] * 96 + [1] * 2 + [2] * 2), "calibration-groups", "in 3 groups", "at least 5", "more groups")
     few(grouped([4] * 40), "calibration-groups", "1 group,", "at least 2 groups", separate=True)

@@ -383,6 +383,27 @@ def test_others_may_say_more_about_a_network(edit: Callable[[onnx.ModelProto], N
         check_graph(case.network.proto, case.condensed, rewritten=False)
 
 
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_the_first_end_that_differs_is_named(place: str) -> None:
+    case = Case(mlp())
+    (end,) = getattr(case.condensed.graph, place)
+    end.type.tensor_type.shape.dim[0].dim_value = 7
+    with pytest.raises(
+        DefectError, match=rf"^slim.onnx has other {place}s than the dense network: {end.name}\[.*7"
+    ) as found:
+        check_graph(case.network.proto, case.condensed, rewritten=False, label="slim.onnx")
+    assert found.value.text.count(f"{end.name}[") == 2
+
+
+def test_an_output_too_many_is_named() -> None:
+    case = Case(mlp())
+    case.condensed.graph.output.append(
+        helper.make_tensor_value_info(case.condensed.graph.node[0].output[0], 1, ["N", 12])
+    )
+    with pytest.raises(DefectError, match=r"has other outputs than the dense network: \w+\[FLOAT, Nx12\], not none$"):
+        check_graph(case.network.proto, case.condensed, rewritten=False)
+
+
 def drop_node(model: onnx.ModelProto) -> None:
     del model.graph.node[0]
 

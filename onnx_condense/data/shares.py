@@ -42,7 +42,7 @@ def split(samples: Samples, seed: int, *, separate_verification: bool = False) -
     weights = (3, 1) if separate_verification else (3, 1, 1)
     shares = _deal(samples.groups, weights, seed)
     if min(len(share) for share in shares) < SMALLEST_SHARE:
-        raise _too_few(samples.groups, weights)
+        raise _too_few(samples, weights)
     fit, search, *verify = shares
     return Shares(fit, search, verify[0] if verify else np.empty(0, np.int64))
 
@@ -74,12 +74,13 @@ def _deal(groups: IntArray, weights: Sequence[int], seed: int) -> list[IntArray]
     return [np.flatnonzero(owner[inverse] == share).astype(np.int64) for share in every]
 
 
-def _too_few(groups: IntArray, weights: Sequence[int]) -> CalibrationError:
-    count, distinct = len(groups), len(np.unique(groups))
+def _too_few(samples: Samples, weights: Sequence[int]) -> CalibrationError:
+    count, distinct = len(samples), len(np.unique(samples.groups))
     needed = SMALLEST_SHARE * sum(weights)
+    whole = "" if samples.sliced else " (of a folder, every file is one sample; for a row each, give one .npz)"
     has = f"calibration: {counted(count, 'sample')}"
     if count < needed:
-        return CalibrationError("calibration-few", f"{has}, at least {needed} are needed; give more")
+        return CalibrationError("calibration-few", f"{has}, at least {needed} are needed; give more{whole}")
     text = f"{has} in {counted(distinct, 'group')}, which never split: {len(weights)} shares of at least "
     text += f"{counted(SMALLEST_SHARE, 'sample')} need at least {counted(len(weights), 'group')}"
     return CalibrationError("calibration-groups", f"{text}; give more groups (equal samples are one)")

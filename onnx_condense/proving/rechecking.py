@@ -132,7 +132,7 @@ class _Recheck:
         self.source_sha256, self.sha256 = source_digest(dense), source_digest(condensed)
         # First of all: what was made from another network differs in more than it has to.
         self.stamp = self._checked_stamp()
-        check_graph(inlined(dense), inlined(condensed), rewritten=False)
+        check_graph(inlined(dense), inlined(condensed), rewritten=False, label=self.label)
         self.asked = self.goal = asked
 
     def hold_to(self, metric: Metric | None, tolerance: Tolerance, *, sampled: bool) -> None:

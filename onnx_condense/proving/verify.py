@@ -8,6 +8,7 @@ take them apart is partly known (`rounding_level`) and partly measured, by movin
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -27,15 +28,20 @@ from onnx_condense.runtime import Array, Runtime, run
 
 # Rounding grows with the root of the reduction length per layer and adds up over layers.
 SLACK = 8.0
+# What a signature has.
+ENDS = ("inputs", "outputs")
 OWN = f"masked/{MARK}/"
 
 Flags = npt.NDArray[np.bool_]
 
 
-def check_graph(before: onnx.ModelProto, after: onnx.ModelProto, *, rewritten: bool = True) -> None:
+def check_graph(
+    before: onnx.ModelProto, after: onnx.ModelProto, *, rewritten: bool = True, label: str = "the condensed graph"
+) -> None:
     """The new graph is valid and has the old one's inputs, outputs, opsets and IR version.
 
-    rewritten: it comes straight from the rewrite, which leaves metadata and functions as they are.
+    rewritten: it comes straight from the rewrite, which leaves metadata and functions as they are. label: of the new
+    one, for messages.
 
     Raises:
         DefectError: it is not.
@@ -43,7 +49,7 @@ def check_graph(before: onnx.ModelProto, after: onnx.ModelProto, *, rewritten: b
     fault = _fault(after)
     # Declared shapes of the dense network may be wrong; what it got away with is no fault of the condensed one.
     if fault and not _fault(before):
-        raise DefectError("invalid-graph", f"the condensed graph is not valid: {fault}")
+        raise DefectError("invalid-graph", f"{label} is not valid: {fault}")
     for what, old, new in (
         ("inputs", _signature(before, before.graph.input), _signature(after, after.graph.input)),
         ("outputs", _signature(before, before.graph.output), _signature(after, after.graph.output)),
@@ -56,7 +62,10 @@ def check_graph(before: onnx.ModelProto, after: onnx.ModelProto, *, rewritten: b
         *(_about(before, after) if rewritten else ()),
     ):
         if old != new:
-            raise DefectError("signature", f"the condensed graph has other {what} than the dense one")
+            raise DefectError(
+                "signature",
+                f"{label} has other {what} than the dense network{_first_other(old, new) if what in ENDS else ''}",
+            )
 
 
 @contextlib.contextmanager
@@ -104,9 +113,24 @@ def _fault(proto: onnx.ModelProto) -> str:
     return ""
 
 
-def _signature(proto: onnx.ModelProto, values: Sequence[onnx.ValueInfoProto]) -> list[object]:
+def _signature(proto: onnx.ModelProto, values: Sequence[onnx.ValueInfoProto]) -> list[bytes]:
     stored = {t.name for t in proto.graph.initializer}
     return [v.SerializeToString() for v in values if v.name not in stored]
+
+
+def _first_other(old: Sequence[bytes], new: Sequence[bytes]) -> str:
+    """The first input or output that differs, in words."""
+    for pair in itertools.zip_longest(old, new):
+        if pair[0] != pair[1]:
+            one, other = (_said(value) for value in pair)
+            return f": {other}, not {one}"
+    return ""
+
+
+def _said(value: bytes | None) -> str:
+    if value is None:
+        return "none"
+    return helper.printable_value_info(onnx.ValueInfoProto.FromString(value)).removeprefix("%")
 
 
 def masked(network: Network, view: ChannelView, plan: Plan, jitter: int | None = None) -> onnx.ModelProto:
