@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from bench_common import header, row
+from bench_common import header, row, work_of
 
 from onnx_condense import condense
-from onnx_condense.cost import count_macs
 from onnx_condense.errors import CondenseError, UsageError
-from onnx_condense.network.model import load
 from onnx_condense.options.goal import batches_of
 
 
 def measured(network: Path, inputs: Path, share: float, batches: tuple[int, ...], threads: int) -> str:
     """One row of the table."""
-    most = int(share * count_macs(load(network)))
+    most = int(share * work_of(network, inputs))
     options: dict[str, Any] = {"max_macs": most, "threads": threads, "allow_slower": True}
     try:
         try:

@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from onnx_condense import condense
+from onnx_condense.cost import Work
+from onnx_condense.data import input_specs
+from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CondenseError
+from onnx_condense.network.model import load
 from onnx_condense.proving import latency
+from onnx_condense.proving.feeding import single
 from onnx_condense.runtime import Feed, Runtime
 
 if TYPE_CHECKING:
@@ -166,6 +171,12 @@ def speedup(before: Path, after: Path, feed: Feed, batch: int, threads: int) -> 
     """Measured speedup with its interval, as text."""
     result = latency.compare(before, after, feed, Runtime(threads=threads), batch=batch)
     return f"{result.speedup:.2f} ({result.interval[0]:.2f} to {result.interval[1]:.2f})"
+
+
+def work_of(network: Path, inputs: Path) -> int:
+    """Multiply-accumulates of a network as a run on these inputs counts them."""
+    dense = load(network)
+    return Work(single(load_samples(inputs, input_specs(dense.proto.graph)))).of(dense)
 
 
 def row(*cells: object) -> str:

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from bench_common import header, row
+from bench_common import header, row, work_of
 
 from onnx_condense import condense
-from onnx_condense.cost import count_macs
 from onnx_condense.data import input_specs
 from onnx_condense.data import load as load_samples
 from onnx_condense.errors import CondenseError, UsageError
@@ -33,7 +32,7 @@ ROUNDINGS: dict[str, Any] = {"any": 1, "default": None, "auto": "auto"}
 
 def made(network: Path, inputs: Path, share: float, threads: int, folder: Path) -> dict[str, tuple[Path, str, str]]:
     """By rounding: the network's file, the work that it keeps in percent, and its error."""
-    most = int(share * count_macs(load(network)))
+    most = int(share * work_of(network, inputs))
     found = {}
     for name, multiple in ROUNDINGS.items():
         options: dict[str, Any] = {"max_macs": most, "threads": threads, "allow_slower": True, "multiple_of": multiple}
