@@ -164,7 +164,7 @@ def test_an_invalid_graph_is_told(monkeypatch: pytest.MonkeyPatch, spoil: Break,
 def test_another_signature_is_told(monkeypatch: pytest.MonkeyPatch, spoil: Break, mode: str) -> None:
     put(perceptron())
     broken(monkeypatch, spoil, late=mode == "fitted")
-    assert_defect("signature", "than the dense one", *MODES[mode])
+    assert_defect("signature", "than the dense network", *MODES[mode])
 
 
 @pytest.mark.parametrize("make", NETWORKS)
