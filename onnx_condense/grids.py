@@ -16,13 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_condense.network.model import Network
-from onnx_condense.plan import PINNED, ChannelView, IntArray, LinearUse, Operand
+from onnx_condense.carriers import Carrier, Turn, carriers, stored_at
+from onnx_condense.network.model import Network, inlined
+from onnx_condense.plan import PINNED, ChannelView, IntArray, Operand
 from onnx_condense.rewrite import with_values
 from onnx_condense.spaces import find_spaces
 
 Order = IntArray
 """[P, K]: which of its channels (by the place that it had) every part has at every place."""
+Turns = tuple[Turn, ...]
+"""How the channels of every part are mixed."""
+Move = Order | Turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,23 @@ class Apart:
     view: ChannelView
     grids: tuple[Grid, ...]
 
+    def turned(self, turns: Mapping[str, Turns]) -> onnx.ModelProto:
+        """The same function with the channels of every part of grids, by name of space, mixed."""
+        parts = {
+            int(cell): (row, turn)
+            for grid in self.grids
+            if grid.space in turns
+            for row, turn in zip(grid.cells, turns[grid.space], strict=True)
+            for cell in row[:1]
+        }
+        values: dict[Operand, npt.NDArray[Any]] = {}
+        for carrier in carriers(self.network, self.view):
+            first = [n for n in np.unique(carrier.labels).tolist() if n in parts]
+            if first:
+                value = values.get(carrier.operand, stored_at(self.network, carrier.operand))
+                values[carrier.operand] = carrier.turned(value, [parts[n] for n in first])
+        return with_values(self.network, values)
+
     def reordered(self, orders: Mapping[str, Order]) -> onnx.ModelProto:
         """The same function with channels of grids, by name of space, in other places."""
         moved = _identity(self.view)
@@ -52,8 +73,8 @@ class Apart:
             if grid.space in orders:
                 moved[grid.cells] = np.take_along_axis(grid.cells, orders[grid.space], axis=1)
         values: dict[Operand, npt.NDArray[Any]] = {}
-        for carrier in _carriers(self.network, self.view):
-            value = values.get(carrier.operand, _stored(self.network, carrier.operand))
+        for carrier in carriers(self.network, self.view):
+            value = values.get(carrier.operand, stored_at(self.network, carrier.operand))
             found = carrier.reordered(value, moved)
             assert found is not None, carrier.operand
             if not np.array_equal(found, value):
@@ -72,49 +93,80 @@ def apart(network: Network, view: ChannelView) -> Apart:
         return Apart(network, view, ())
     single = find_spaces(network, apart=True)
     parts = _parts(view, single)
-    carriers = _carriers(network, single)
-    holding, shared = _holding(carriers), _stored_apart(network, carriers)
+    held = carriers(network, single)
+    holding, shared = _holding(held), _stored_apart(network, held)
     unmoved = _identity(single)
     grids = []
     for grid in _grids(view, single, parts):
-        # Looking through all carriers for every grid would take the square of the network's size.
+        # Looking through all of them for every grid would take the square of the network's size.
         touched = sorted({at for cell in grid.cells.reshape(-1).tolist() for at in holding.get(cell, ())})
-        touching = [carriers[at] for at in touched]
+        touching = [held[at] for at in touched]
         alone = not any(carrier.operand in shared for carrier in touching)
         if alone and _movable(network, touching, grid, unmoved):
             grids.append(grid)
     return Apart(network, single, tuple(grids))
 
 
-def moved(network: Network, view: ChannelView, orders: Mapping[str, Order]) -> Network:
-    """A network with channels of grids, by name of space, in other places. view: its channels as they go."""
-    if not orders:
-        return network
-    return Network(apart(network, view).reordered(orders), network.path, network.given)
+def moved(network: Network, view: ChannelView, moves: Mapping[str, Move]) -> Network:
+    """A network with channels of grids, by name of space, in other places or mixed. view: its channels as they go."""
+    orders, turns = _sorted_out(moves)
+    if orders:
+        network = Network(apart(network, view).reordered(orders), network.path, network.given)
+    if turns:
+        network = Network(apart(network, view).turned(turns), network.path, network.given)
+    return network
+
+
+def _sorted_out(moves: Mapping[str, Move]) -> tuple[dict[str, Order], dict[str, Turns]]:
+    """Those that give channels other places, and those that mix them."""
+    turns = {name: move for name, move in moves.items() if isinstance(move, tuple)}
+    return {name: move for name, move in moves.items() if not isinstance(move, tuple)}, turns
 
 
 def moved_back(
     proto: onnx.ModelProto,
     view: ChannelView,
-    orders: Mapping[str, Order],
+    moves: Mapping[str, Move],
+    before: tuple[Network, Network],
     view_of: Callable[[Network], ChannelView] = find_spaces,
 ) -> onnx.ModelProto:
-    """A network of which channels in some spaces are moved back to where they were.
+    """A network in which the channels of some spaces are what they were, and where they were.
 
     Args:
         proto: it, perhaps narrowed in others.
         view: of the one that it was made of, which names the spaces.
-        orders: by which they had been moved.
+        moves: what had been done with them.
+        before: the network before anything was moved, and after it.
         view_of: the channels of a network as they go.
     """
-    if not orders:
-        return proto
-    network = Network(proto)
-    there = view_of(network)
+    untouched = _shared(proto, before[1].proto)
     # A new bias may have given another name to what a space is named by.
     names = {s.writers: s.name for s in view.spaces}
-    back = {s.name: np.argsort(orders[n], axis=1) for s in there.spaces if (n := names.get(s.writers, "")) in orders}
-    return apart(network, there).reordered(back)
+
+    def there(found: onnx.ModelProto, moves: Mapping[str, Any]) -> tuple[Apart, dict[str, Any]]:
+        network = Network(found)
+        now = view_of(network)
+        return apart(network, now), {s.name: moves[n] for s in now.spaces if (n := names.get(s.writers, "")) in moves}
+
+    orders, turns = _sorted_out(moves)
+    if turns:
+        found, own = there(proto, turns)
+        proto = found.turned({name: tuple(Turn(t.out, t.into) for t in parts) for name, parts in own.items()})
+    if orders:
+        found, own = there(proto, orders)
+        proto = found.reordered({name: np.argsort(order, axis=1) for name, order in own.items()})
+    # What is turned there and back is the same up to rounding; what nothing else touched is to be so to the bit.
+    dense = {t.name: t for t in inlined(before[0]).graph.initializer}
+    for tensor in proto.graph.initializer:
+        if tensor.name in untouched and tensor.name in dense:
+            tensor.CopyFrom(dense[tensor.name])
+    return proto
+
+
+def _shared(one: onnx.ModelProto, other: onnx.ModelProto) -> set[str]:
+    """Names of stored tensors that two networks have, and are the same in both."""
+    there = {t.name: t for t in other.graph.initializer}
+    return {t.name for t in one.graph.initializer if t == there.get(t.name)}
 
 
 def _laid_out(view: ChannelView) -> bool:
@@ -187,19 +239,19 @@ def _part_of(parts: Sequence[IntArray]) -> dict[int, tuple[tuple[int, int], ...]
     return {label: tuple(sorted(rows)) for label, rows in found.items()}
 
 
-def _holding(carriers: Sequence[_Carrier]) -> dict[int, list[int]]:
+def _holding(held: Sequence[Carrier]) -> dict[int, list[int]]:
     """By label, the positions of the carriers that hold numbers for it."""
     found: dict[int, list[int]] = {}
-    for at, carrier in enumerate(carriers):
+    for at, carrier in enumerate(held):
         for label in np.unique(carrier.labels).tolist():
             found.setdefault(label, []).append(at)
     return found
 
 
-def _stored_apart(network: Network, carriers: Sequence[_Carrier]) -> set[Operand]:
+def _stored_apart(network: Network, held: Sequence[Carrier]) -> set[Operand]:
     """Operands that would have to be stored anew: others read the same tensor, who would not see it move alike."""
     seen_as: dict[Operand, list[bytes]] = {}
-    for carrier in carriers:
+    for carrier in held:
         seen_as.setdefault(carrier.operand, []).append(carrier.labels.tobytes())
     uses: dict[str, list[Operand]] = {}
     for node in network.nodes:
@@ -217,100 +269,13 @@ def _stored_apart(network: Network, carriers: Sequence[_Carrier]) -> set[Operand
     return found
 
 
-def _movable(network: Network, carriers: Sequence[_Carrier], grid: Grid, unmoved: IntArray) -> bool:
+def _movable(network: Network, held: Sequence[Carrier], grid: Grid, unmoved: IntArray) -> bool:
     """Whether all that holds a grid's channels can be written in another order: here, every part turned by one."""
     moved = unmoved.copy()
     moved[grid.cells] = np.roll(grid.cells, 1, axis=1)
-    return all(c.reordered(_stored(network, c.operand), moved) is not None for c in carriers)
+    return all(c.reordered(stored_at(network, c.operand), moved) is not None for c in held)
 
 
 def _identity(single: ChannelView) -> IntArray:
     used = [u.rows for u in single.linear] + [u.columns for u in single.linear] + [c.labels for c in single.constants]
     return np.arange(max((int(a.max(initial=0)) for a in used), default=0) + 1)
-
-
-def _stored(network: Network, operand: Operand) -> npt.NDArray[Any]:
-    value = network.constant(network.nodes[operand.node].inputs[operand.position])
-    assert value is not None
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class _Carrier:
-    """A stored tensor with numbers for single channels. labels: broadcast to its shape."""
-
-    operand: Operand
-    labels: IntArray
-
-    def reordered(self, value: npt.NDArray[Any], moved: IntArray) -> npt.NDArray[Any] | None:
-        """The tensor once every channel has what another one had, `moved` [label]; None where that can't be written."""
-        if (moved[self.labels] == self.labels).all():
-            return value
-        for axis, size in enumerate(self.labels.shape):
-            if size > 1 and (at := _places(np.moveaxis(self.labels, axis, -1), moved)) is not None:
-                return np.take_along_axis(value, np.moveaxis(at, -1, axis), axis)
-        return None
-
-
-def _places(lines: IntArray, moved: IntArray) -> IntArray | None:
-    """Which position of its line every position gets its number from, or None where that lies in another one."""
-    found = np.empty_like(lines)
-    known: dict[bytes, IntArray | None] = {}
-    for index in np.ndindex(lines.shape[:-1]):
-        line = lines[index]
-        key = line.tobytes()
-        if key not in known:
-            known[key] = _line(line, moved)
-        at = known[key]
-        if at is None:
-            return None
-        found[index] = at
-    return found
-
-
-def _line(line: IntArray, moved: IntArray) -> IntArray | None:
-    """The same for one line. A channel that lies there several times has to lie alike for all that take its place."""
-    where: dict[int, list[int]] = {}
-    for position, label in enumerate(line.tolist()):
-        where.setdefault(label, []).append(position)
-    at = np.arange(len(line))
-    for label, own in where.items():
-        other = int(moved[label])
-        if other == label:
-            continue
-        found = where.get(other, [])
-        steps = np.subtract(found, own) if len(found) == len(own) else np.arange(2)
-        if (steps != steps[0]).any():
-            return None
-        at[own] = found
-    return at
-
-
-def _carriers(network: Network, single: ChannelView) -> list[_Carrier]:
-    found = [_Carrier(c.operand, c.labels) for c in single.constants if c.labels.any()]
-    for use in single.linear:
-        sides = _sides(use, _stored(network, use.weight).shape)
-        found += [_Carrier(use.weight, labels) for labels in sides if labels.any()]
-    return found
-
-
-def _sides(use: LinearUse, shape: Sequence[int]) -> Iterable[IntArray]:
-    """Labels of the rows and of the columns of a weight, as they broadcast to it."""
-    if use.row_axes:
-        yield _spread(use.rows, use.row_axes, shape)
-    stack = use.row_axes[:-1]
-    if stack and use.columns.size > shape[use.in_axis]:
-        yield _spread(use.columns, (*stack, use.in_axis), shape)
-    elif use.groups > 1:
-        parts = use.columns.reshape(use.groups, 1, -1)
-        rows = shape[use.row_axes[0]] // use.groups
-        yield _spread(np.repeat(parts, rows, axis=1).reshape(-1), (*use.row_axes, use.in_axis), shape)
-    else:
-        yield _spread(use.columns, (use.in_axis,), shape)
-
-
-def _spread(labels: IntArray, axes: Sequence[int], shape: Sequence[int]) -> IntArray:
-    """Labels of elements along some axes, in that order, as they broadcast to a shape."""
-    there = labels.reshape([shape[axis] for axis in axes])
-    ranked = np.argsort(axes)
-    return there.transpose(ranked).reshape([n if axis in axes else 1 for axis, n in enumerate(shape)])

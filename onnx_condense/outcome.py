@@ -14,6 +14,7 @@ from onnx_condense import ops
 from onnx_condense.cost import Work, count_parameters
 from onnx_condense.errors import UsageError
 from onnx_condense.files import copy_unchanged, save_condensed
+from onnx_condense.grids import Move
 from onnx_condense.heat import heats
 from onnx_condense.network.external import external_files
 from onnx_condense.network.model import Network, serialized
@@ -57,8 +58,8 @@ class Candidate:
     names: the dense network's name of each space whose name an earlier plan changed.
     rows: rows fitted on over channels kept, per narrowed space. coverage: what that and the seen error say.
     curve: what the search for it measured. staged: whether its readers were refitted stage by stage; None: not at all.
-    latency: its timings, if it was timed on the way. places: by the dense network's name of a space, where channels of
-    its groups were moved after exact steps.
+    latency: its timings, if it was timed on the way. moves: by the dense network's name of a space, what was done with
+    channels of its groups and heads after exact steps.
     trained: what the last training did, also where it was given back. steps: of the last training that its weights come
     from, whatever was fitted after that, 0: none. tuning: all of it, for the report.
     """
@@ -77,7 +78,7 @@ class Candidate:
     trained: TuningRound | None = None
     steps: int = 0
     tuning: Tuning | None = None
-    places: Mapping[str, IntArray] = dataclasses.field(default_factory=dict)
+    moves: Mapping[str, Move] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

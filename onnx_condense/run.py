@@ -312,7 +312,7 @@ class Run:
         found = self._answer(candidate.model, candidate, report, result_digest(candidate.model, self.network))
         kept = kept_channels(candidate.plans, candidate.names)
         # Of channels that were moved before, positions are none of the dense network's.
-        kept = {name: positions for name, positions in kept.items() if name not in candidate.places}
+        kept = {name: positions for name, positions in kept.items() if name not in candidate.moves}
         return dataclasses.replace(found, clouds=candidate.proved.measured.clouds(), kept=kept)
 
     def _stamp(self, candidate: Candidate, goal: Goal) -> None:

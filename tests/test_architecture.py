@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "run",
         "fit",
+        "carriers",
         "grids",
         "heat",
         "lined_up",

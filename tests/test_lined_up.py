@@ -15,7 +15,8 @@ from convnets import Array, assembled
 from grouped import AROUND, single
 from onnx import helper
 
-from onnx_condense import condense, grids
+from onnx_condense import condense
+from onnx_condense.carriers import Carrier
 from onnx_condense.grids import apart, moved_back
 from onnx_condense.lined_up import lined_up
 from onnx_condense.network.model import Network, load
@@ -180,7 +181,7 @@ def test_channels_of_a_part_in_any_order_are_one_function(name: str) -> None:
         moved = found.reordered({grid.space: order})
         assert moved.SerializeToString() != network.proto.SerializeToString()
         assert_same_outputs(proto, moved)
-        back = load(moved_back(moved, view, {grid.space: order}))
+        back = load(moved_back(moved, view, {grid.space: order}, (network, network)))
         for stored in network.proto.graph.initializer:
             np.testing.assert_array_equal(back.constant(stored.name), network.constant(stored.name))
 
@@ -229,14 +230,14 @@ def in_a_row(depth: int) -> onnx.ModelProto:
 
 
 def test_the_work_grows_with_the_number_of_grids_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = grids._Carrier.reordered
+    plain = Carrier.reordered
     looks: list[int] = []
 
-    def counted(self: grids._Carrier, value: Array, moved: Array) -> Array | None:
+    def counted(self: Carrier, value: Array, moved: Array) -> Array | None:
         looks.append(1)
         return plain(self, value, moved)
 
-    monkeypatch.setattr(grids._Carrier, "reordered", counted)
+    monkeypatch.setattr(Carrier, "reordered", counted)
     work = []
     for depth in (8, 16):
         network = ready(in_a_row(depth))

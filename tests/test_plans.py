@@ -77,6 +77,7 @@ def test_it_can_be_read_by_people() -> None:
         "held": "",
         "error": 0.1,
         "places": [],
+        "turned": False,
     }
 
 
@@ -99,8 +100,8 @@ def test_the_schema_has_the_fields_of_the_document() -> None:
         names = [f.name for f in dataclasses.fields(kind)]
         assert list(part["properties"]) == (["schema"] if not place else []) + names
         # What plans that were saved by earlier versions do not tell of.
-        later = {"": "trained", "space": "places"}.get(place)
-        assert part["required"] == [name for name in part["properties"] if name != later]
+        later = {"": ("trained",), "space": ("places", "turned")}.get(place, ())
+        assert part["required"] == [name for name in part["properties"] if name not in later]
         assert part["additionalProperties"] is False
         assert all("description" in p for p in part["properties"].values())
 
@@ -109,7 +110,7 @@ def test_a_plan_of_an_earlier_version_may_leave_out_what_it_did_not_know() -> No
     data = json.loads(PLAN.text())
     del data["trained"]
     for space in data["spaces"]:
-        del space["places"]
+        del space["places"], space["turned"]
     assert read_plan(json.dumps(data), "p.json") == dataclasses.replace(PLAN, trained=0)
 
 
@@ -125,6 +126,9 @@ def test_places_are_kept_and_checked() -> None:
             read_plan(json.dumps(data), "p")
     data["spaces"][0]["places"][1] = [1, 0]
     with pytest.raises(InputError, match="space 'h': places: not all orders are of the same length"):
+        read_plan(json.dumps(data), "p")
+    data["spaces"][0] |= {"places": [], "turned": 1}
+    with pytest.raises(InputError, match="space 'h': turned is 1, neither true nor false"):
         read_plan(json.dumps(data), "p")
 
 

@@ -291,7 +291,7 @@ def other_opset(model: onnx.ModelProto) -> None:
 def test_another_signature_is_told(edit: Callable[[onnx.ModelProto], None]) -> None:
     fitted()
     change(edit)
-    with pytest.raises(DefectError, match="^slim.onnx has other .* than the dense network") as caught:
+    with pytest.raises(DefectError, match=r"^slim\.onnx has other .* than the dense network") as caught:
         recheck("net.onnx", "slim.onnx", calibration="x.npz")
     assert caught.value.code == "signature"
 

@@ -1,8 +1,9 @@
-"""What it brings that channels of groups, heads and stacks change places before some go: one Markdown table.
+"""What it brings that channels of groups, heads and stacks change places, or are mixed, before some go: a Markdown table.
 
 Three networks are trained here with PyTorch, in seconds each: four small networks as one stack of matrices, attention
 over 12 points (both on functions drawn with a seed), and a convolutional network with groups on Fashion-MNIST. Every
-size is made twice, with channels as they stand and as the package does it. Errors are those on the samples that judge,
+size is made three times: with channels as they stand, in other places, and as the package does it (mixed where all
+between writers and readers is linear). Errors are those on the samples that judge,
 against the dense network.
 
     python tools/bench_places.py --data fashion-mnist --threads 1
@@ -33,6 +34,8 @@ MEMBERS, HIDDEN, FEATURES, ANSWERS = 4, 128, 6, 2
 POINTS, WIDE, HEADS = 12, 64, 4
 PICTURES = 6000
 KEEPS = (0.8, 0.6, 0.4)
+# What is left out, column by column: channels stay where they are, change places, are mixed where that is linear.
+HELD = (("placed", "turned"), ("turned",), ())
 
 
 def ensemble() -> Any:
@@ -143,11 +146,11 @@ def networks(folder: Path, data: Path) -> list[tuple[str, Path, Floats]]:
     return found
 
 
-def measured(path: Path, inputs: Floats, keep: float, threads: int, *, move: bool) -> tuple[str, str]:
-    """Share of the parameters, and the error."""
+def measured(path: Path, inputs: Floats, keep: float, threads: int, held: tuple[str, ...]) -> tuple[str, str]:
+    """Share of the parameters, and the error; held: what is left out."""
     with contextlib.ExitStack() as still:
-        if not move:
-            still.enter_context(mock.patch.object(candidates, "placed", return_value={}))
+        for name in held:
+            still.enter_context(mock.patch.object(candidates, name, return_value={}))
         report = condense(path, calibration={"x": inputs}, keep=keep, threads=threads, allow_slower=True).report
     assert report.parameters is not None
     assert report.error is not None
@@ -162,13 +165,22 @@ def main(
     import torch
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    columns = ("network", "asked for, %", "as they stand: kept, %", "error", "moved: kept, %", "error")
+    columns = (
+        "network",
+        "asked for, %",
+        "as they stand: kept, %",
+        "error",
+        "moved: kept, %",
+        "error",
+        "mixed: kept, %",
+        "error",
+    )
     print(header(*columns))
     with tempfile.TemporaryDirectory() as folder:
         for name, path, inputs in networks(Path(folder), data):
             for keep in KEEPS:
-                both = [measured(path, inputs, keep, threads, move=move) for move in (False, True)]
-                print(row(name, f"{100 * keep:g}", *both[0], *both[1]), flush=True)
+                cells = [measured(path, inputs, keep, threads, held) for held in HELD]
+                print(row(name, f"{100 * keep:g}", *(c for pair in cells for c in pair)), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ _SUMS = frozenset({Law.ADD, Law.SUBTRACT})
 _FACTORS = frozenset({Law.MULTIPLY, Law.DIVIDE})
 
 
-def linear_trunks(network: Network, view: ChannelView) -> frozenset[str]:
-    """Names of the spaces whose channels may be mixed: reducible, nothing pinned, every op on the way linear."""
+def linear_trunks(network: Network, view: ChannelView, *, copies: bool = False) -> frozenset[str]:
+    """Names of the spaces whose channels may be mixed: reducible, nothing pinned, every op on the way linear.
+
+    copies: those, too, of which a writer writes every channel several times (once per head, say).
+    """
     spaces = {s.name: s for s in view.spaces if s.reducible and not s.pinned.any()}
     owner = {int(c): s.name for s in spaces.values() for c in s.channels}
-    finder = _Finder(network, view, spaces, owner)
+    finder = _Finder(network, view, spaces, owner, copies=copies)
     out = {name for node in network.nodes for name in finder.broken_by(node)}
     return frozenset(spaces.keys() - out)
 
@@ -50,8 +53,15 @@ class _Finder:
     """Asks each node which of the candidate spaces it breaks."""
 
     def __init__(
-        self, network: Network, view: ChannelView, spaces: Mapping[str, ChannelSpace], owner: Mapping[int, str]
+        self,
+        network: Network,
+        view: ChannelView,
+        spaces: Mapping[str, ChannelSpace],
+        owner: Mapping[int, str],
+        *,
+        copies: bool,
     ) -> None:
+        self._copies = copies
         self._network, self._labels, self._spaces, self._owner = network, view.labels, spaces, owner
         self._uses: dict[int, list[LinearUse]] = {}
         for use in view.linear:
@@ -118,7 +128,8 @@ class _Finder:
     def _reads(self, uses: Sequence[LinearUse], read: Sequence[int], space: ChannelSpace) -> bool:
         """Whether nothing but products with all channels read the space."""
         reading = [u for u in uses if u.activation.position in read]
-        single = all(u.groups == 1 and (u.taps == 1 or len(u.columns) == space.width) for u in reading)
+        # Where every part is mixed by itself it does not matter that only some rows read it.
+        single = self._copies or all(u.groups == 1 and (u.taps == 1 or len(u.columns) == space.width) for u in reading)
         fits = single and all(places_of(u.columns, space.channels) is not None for u in reading)
         return fits and {u.activation.position for u in reading} == set(read)
 
@@ -128,7 +139,7 @@ class _Finder:
             return False
         use = uses[0]
         plain = use.groups == 1 and isinstance(use.out_axis, int) and use.result_axis is not None
-        if not plain or not np.array_equal(use.rows, space.channels):
+        if not (plain or self._copies) or not self._all(use.rows, space):
             return False
         if rule.activation is not None and rule.activation(node.attributes) is not None:
             return False
@@ -136,10 +147,16 @@ class _Finder:
         added = [Operand(node.index, i) for i, name in enumerate(node.inputs) if name and i not in factors]
         return all(self._mixes(o, space) for o in added)
 
+    def _all(self, labels: IntArray, space: ChannelSpace) -> bool:
+        """Whether these are the channels of a space, in order; several times, where copies may be."""
+        if self._copies:
+            return places_of(labels, space.channels) is not None
+        return np.array_equal(labels, space.channels)
+
     def _mixes(self, operand: Operand, space: ChannelSpace) -> bool:
         """Whether what is added is a constant with a number of its own for every channel."""
         use = self._constants.get(operand)
         if use is None:
             return False
         own = [n for n in use.labels.shape if n > 1]
-        return len(own) == 1 and np.array_equal(use.labels.reshape(-1), space.channels)
+        return len(own) == 1 and self._all(use.labels.reshape(-1), space)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnx_condense.plan import IntArray
+from onnx_condense.plan import ChannelView, IntArray
 from onnx_condense.select.obs import Elimination
 
 # The plan's channels may do so much worse, in the error at the readers.
@@ -38,6 +38,11 @@ class Choice:
     def as_planned(self) -> Elimination:
         """The channels of the plan, with its own error."""
         return _at_once(self.gone, self.error**2)
+
+
+def untouched(view: ChannelView) -> list[Choice]:
+    """Choices by which every channel stays."""
+    return [Choice(np.empty(0, np.int64)) for space in view.spaces if space.reducible]
 
 
 def settled(

@@ -26,6 +26,7 @@ from onnx_condense.fit.dense import Dense, Passes, stacks_of, trials_of
 from onnx_condense.fit.narrowed import narrowed
 from onnx_condense.fit.reading import FULL, RICH, Readers, find_readers, pooled, stages_of
 from onnx_condense.fit.turning import Turns
+from onnx_condense.grids import Move
 from onnx_condense.network.model import Network, inlined
 from onnx_condense.plan import (
     ChannelSpace,
@@ -75,10 +76,10 @@ class Fitter:
         spaces: those that can be narrowed; eliminations: the order in which channels go, one per space.
         light: whether refitting stage by stage is cheap enough to be done at every step of a search.
         anew: spaces whose channels were chosen anew, and how many times worse the choice of the plan would do.
-        places: by space, where channels of groups were moved before.
+        moves: by space, what was done with channels of groups and heads before.
     """
 
-    places: Mapping[str, IntArray] = MappingProxyType({})
+    moves: Mapping[str, Move] = MappingProxyType({})
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class Fitter:
         self._turns = Turns(network, view, (SELECTION_RIDGE, *CAREFUL_RIDGES), USUAL_RIDGE)
         self.anew: dict[str, float] = {}
         if orders is None:
-            self.eliminations = tuple(self._turns.decide(s, self.eliminated(s), self._trials) for s in self.spaces)
+            self.eliminations = tuple(self._turns.decide(s, self.eliminated(s), self.trials) for s in self.spaces)
         else:
             asking = self._asking(orders, search)
             pairs = zip(orders, self.spaces, strict=True)
@@ -207,7 +208,7 @@ class Fitter:
 
         readers: with other labels, by which they see the space.
         """
-        trials = self._trials(space, readers)
+        trials = self.trials(space, readers)
         removable = np.flatnonzero(~space.pinned)
         costs = [t.reader for t in trials]
         first = eliminate(costs, removable, SELECTION_RIDGE)
@@ -227,9 +228,9 @@ class Fitter:
     def _ordered_by(self, order: Elimination | Choice, space: ChannelSpace, asking: Asking) -> Elimination:
         """The order that was given, with its cost on held-out samples."""
         if isinstance(order, Elimination):
-            return judged(order, self._trials(space), USUAL_RIDGE)
+            return judged(order, self.trials(space), USUAL_RIDGE)
         if order.mixed:
-            return self._turns.mixed_to(order.mixed, space, self._trials(space))
+            return self._turns.mixed_to(order.mixed, space, self.trials(space))
         if order.exact or not order.gone.size:
             return order.as_planned()
         gone, question = len(order.gone), asking.about(space)
@@ -240,7 +241,7 @@ class Fitter:
             self.anew[space.name] = worse
         return found
 
-    def _trials(self, space: ChannelSpace, seeing: Sequence[Readers] | None = None) -> list[Trial]:
+    def trials(self, space: ChannelSpace, seeing: Sequence[Readers] | None = None) -> list[Trial]:
         """What reads a space, on the whole shares; seeing: the readers, with other labels."""
         readers = self._readers if seeing is None else seeing
         return trials_of(stacks_of(space, self.view, readers), self._fit, self._held)

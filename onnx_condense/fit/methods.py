@@ -28,6 +28,7 @@ from onnx_condense.evidence.values import stored_weight
 from onnx_condense.fit.choices import Choice
 from onnx_condense.fit.fitting import Fitter
 from onnx_condense.fit.narrowed import Narrower, narrowed
+from onnx_condense.grids import Move
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import CONDENSATION, EVERYWHERE, Goal
 from onnx_condense.options.held import NOTHING, Held
@@ -172,7 +173,7 @@ class Merger:
 
     light = True
     anew: Mapping[str, float] = MappingProxyType({})
-    places: Mapping[str, IntArray] = MappingProxyType({})
+    moves: Mapping[str, Move] = MappingProxyType({})
 
     def __init__(self, network: Network, view: ChannelView, orders: Orders, *, merge: bool) -> None:
         self.network, self.view = network, view

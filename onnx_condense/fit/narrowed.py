@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
+from onnx_condense.grids import Move
 from onnx_condense.network.model import Network
 from onnx_condense.plan import ChannelSpace, ChannelView, IntArray, Plan, Selection
 from onnx_condense.select.obs import Elimination
@@ -17,16 +18,16 @@ class Narrower(Protocol):
     """Makes networks of given widths: by least squares (`fitting.Fitter`) or by weights alone (`methods.Merger`).
 
     network, view: what is condensed. spaces: those that can be narrowed; eliminations: the order in which channels go,
-    one per space. places: by space, where channels of groups were moved before. light: whether `sequential` plans are
-    cheap enough for every step of a search. anew: spaces whose channels were chosen anew instead of by a saved plan,
-    and how many times worse these would do.
+    one per space. moves: by space, what was done with channels of groups and heads before. light: whether `sequential`
+    plans are cheap enough for every step of a search. anew: spaces whose channels were chosen anew instead of by a
+    saved plan, and how many times worse these would do.
     """
 
     network: Network
     view: ChannelView
     spaces: tuple[ChannelSpace, ...]
     eliminations: tuple[Elimination, ...]
-    places: Mapping[str, IntArray]
+    moves: Mapping[str, Move]
     light: bool
 
     @property

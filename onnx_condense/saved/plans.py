@@ -34,6 +34,8 @@ class SpacePlan:
     held: why the user wanted it left alone; "" if not. error: predicted relative error at its readers.
     places: of what is laid out in groups, heads or a stack and was moved after exact steps: per part, which of its
         channels came to each place; `kept` names places after that.
+    turned: whether the channels of each part were mixed after exact steps, those first that count most; `kept` names
+        what came out.
     """
 
     name: str
@@ -45,6 +47,7 @@ class SpacePlan:
     held: str = ""
     error: float = 0.0
     places: tuple[tuple[int, ...], ...] = ()
+    turned: bool = False
 
     @property
     def fitted(self) -> bool:
@@ -221,8 +224,8 @@ class _Reader:
 
     def _space(self, data: Any, index: int) -> SpacePlan:
         place = f"spaces[{index}]"
-        # Plans that were saved before channels changed places do not tell.
-        data = {"places": [], **self._object(data, place)}
+        # Plans that were saved before channels changed places, or were mixed in heads, do not tell.
+        data = {"places": [], "turned": False, **self._object(data, place)}
         self._fields(self._object(data, place), f"{place}.", _names(SpacePlan))
         name = self._text(data["name"], f"{place}.name")
         place = f"space {name!r}"
@@ -239,6 +242,8 @@ class _Reader:
         places = [self._order(row, len(exact), f"{place}: places") for row in self._list(data["places"], place)]
         if len({len(row) for row in places}) > 1:
             raise self._fault(f"{place}: places: not all orders are of the same length")
+        if not isinstance(data["turned"], bool):
+            raise self._fault(f"{place}: turned is {data['turned']!r}, neither true nor false")
         return SpacePlan(
             name,
             tuple(self._text(writer, f"{place}: writers") for writer in writers),
@@ -249,6 +254,7 @@ class _Reader:
             self._text(data["held"], f"{place}: held"),
             self._number(data["error"], f"{place}: error") or 0.0,
             tuple(places),
+            data["turned"],
         )
 
     def _order(self, data: Any, width: int, place: str) -> tuple[int, ...]:

@@ -163,7 +163,7 @@ def _asked(goal: Goal) -> Asked:
 
 
 def _spaces(origins: Origins, plans: Sequence[Plan], candidate: Candidate | None) -> Iterator[SpacePlan]:
-    names, places = (candidate.names, candidate.places) if candidate else ({}, {})
+    names, moves = (candidate.names, candidate.moves) if candidate else ({}, {})
     view, layers = origins.view, Layers(origins.network, origins.view)
     exact = kept_channels([p for p in plans if p.kind == "lossless"], {})
     kept = kept_channels(plans, names)
@@ -175,6 +175,7 @@ def _spaces(origins: Origins, plans: Sequence[Plan], candidate: Candidate | None
     for space in view.spaces:
         every = np.arange(space.width)
         left = exact.get(space.name, every)
+        move = moves.get(space.name)
         stays = None if space.name in mixed else kept.get(space.name, every)
         yield SpacePlan(
             space.name,
@@ -185,7 +186,8 @@ def _spaces(origins: Origins, plans: Sequence[Plan], candidate: Candidate | None
             tuple(left.tolist()),
             next((origins.held.reasons[w] for w in space.writers if w in origins.held.reasons), ""),
             errors.get(space.name, 0.0),
-            tuple(map(tuple, places[space.name].tolist())) if space.name in places else (),
+            () if move is None or isinstance(move, tuple) else tuple(map(tuple, move.tolist())),
+            isinstance(move, tuple),
         )
 
 
@@ -297,6 +299,11 @@ class Reuse:
         cells = {g.space: g.cells for g in apart(network, view).grids}
         orders = {space: np.array(plans[space].places, np.int64) for space in cells if plans[space].places}
         return {space: order for space, order in orders.items() if order.shape == cells[space].shape}
+
+    def turned(self, view: ChannelView) -> list[str]:
+        """The spaces of a view in which the plan mixes the channels of every head or group first."""
+        names = {s.writers: s.name for s in self.view.spaces}
+        return [s.name for s in view.spaces if self._plans[names.get(s.writers, s.name)].turned]
 
     def _choice(self, plan: SpacePlan, left: IntArray) -> Choice:
         """left: positions of the channels that are still there."""

@@ -11,11 +11,12 @@ from onnx_condense.data import Samples
 from onnx_condense.data.augment import augmented, variants_of
 from onnx_condense.errors import BudgetError
 from onnx_condense.evidence.weights import lossless_plan
+from onnx_condense.fit.choices import Choice, untouched
 from onnx_condense.fit.fitting import Fitter
 from onnx_condense.fit.methods import narrower
 from onnx_condense.fit.narrowed import Narrower
-from onnx_condense.fit.placing import placed
-from onnx_condense.grids import Order, apart, moved, moved_back
+from onnx_condense.fit.placing import placed, turned
+from onnx_condense.grids import Move, apart, moved, moved_back
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.held import NOTHING, Held
@@ -225,25 +226,32 @@ class Maker:
             self.notes.append(f"also fitted on variants of the samples, {self.goal.augment} of each")
         choices = reuse.choices(view, exact.plans[0] if exact else None) if reuse else None
 
-        def made(places: Mapping[str, Order]) -> tuple[Narrower, Sequence[str]]:
-            there = moved(network, view, places)
+        def made(moves: Mapping[str, Move], choices: Sequence[Choice] | None) -> tuple[Narrower, Sequence[str]]:
+            there = moved(network, view, moves)
             seen = view if there is network else self.held.view(there)
             found, notes = narrower(self.goal, there, seen, samples, (fit, search), self.runtime, self.held, choices)
-            found.places = places
+            found.moves = moves
             return found, notes
 
-        fitter, notes = made(reuse.places(network, view) if reuse else {})
-        if reuse is None and (places := self._places(fitter, exact)):
-            fitter, notes = made(places)
+        moves = dict[str, Move]()
+        if reuse:
+            moves |= reuse.places(network, view)
+            if names := reuse.turned(view):
+                first, _ = made({}, untouched(view))
+                moves |= turned(first, apart(network, view), names) if isinstance(first, Fitter) else {}
+        fitter, notes = made(moves, choices)
+        if reuse is None and (moves := self._moves(fitter, exact)):
+            fitter, notes = made(moves, None)
         fitter.eliminations = self.held.cut(fitter.view, fitter.spaces, fitter.eliminations)
         self.notes += notes
         return fitter
 
-    def _places(self, fitter: Narrower, exact: Candidate | None) -> Mapping[str, Order]:
-        """Where channels of groups, heads and stacks go first; what was fitted before had its turn."""
+    def _moves(self, fitter: Narrower, exact: Candidate | None) -> dict[str, Move]:
+        """What is done first with channels of groups, heads and stacks; what was fitted before had its turn."""
         if not isinstance(fitter, Fitter) or self.goal.method != "fit" or (exact and exact.rows):
             return {}
-        return placed(fitter, apart(fitter.network, fitter.view))
+        found = apart(fitter.network, fitter.view)
+        return {**placed(fitter, found), **turned(fitter, found)}
 
     def reused(self, reuse: Reuse, exact: Candidate | None, shares: Shares) -> Candidate:
         """What a saved plan makes of the network, refitted; exact: the step that its exact part was proved by."""
@@ -356,8 +364,10 @@ class Maker:
         plan, condensed = fitter.plan(widths, sequential=staged)
         self.prover.check(fitter.network, fitter.view, plan, condensed, proof)
         touched = {s.space for s in plan.selections}
-        still = {name: order for name, order in fitter.places.items() if name not in touched}
-        condensed = moved_back(condensed, fitter.view, still, self.held.view)
+        still = {name: move for name, move in fitter.moves.items() if name not in touched}
+        if still:
+            before = Network(exact.model) if exact else self.network
+            condensed = moved_back(condensed, fitter.view, still, (before, fitter.network), self.held.view)
         plans = (*(exact.plans if exact else ()), plan)
         # Where a bias was added the tensor that names a space got another name.
         old = {s.writers: s.name for s in self.view.spaces}
@@ -366,7 +376,7 @@ class Maker:
         rows = {names.get(name, name): count for name, count in fitter.rows_per_channel(widths).items()}
         proved = proof.measure(condensed, gate)
         found = Candidate(condensed, plans, proved, self.goal.tolerance, back_offs, {**earlier, **names}, rows)
-        places = {names.get(n, n): order for n, order in fitter.places.items() if n in touched}
-        places |= exact.places if exact else {}
+        moves = {names.get(n, n): move for n, move in fitter.moves.items() if n in touched}
+        moves |= exact.moves if exact else {}
         steps = exact.steps if exact else 0
-        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None, steps=steps, places=places)
+        return dataclasses.replace(found, staged=staged if plan.kind == "fitted" else None, steps=steps, moves=moves)
