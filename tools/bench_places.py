@@ -1,4 +1,4 @@
-"""What it brings that channels of groups, heads and stacks change places, or are mixed, before some go: a Markdown table.
+"""What it brings that channels of groups, heads and stacks change places or are mixed before some go: a Markdown table.
 
 Three networks are trained here with PyTorch, in seconds each: four small networks as one stack of matrices, attention
 over 12 points (both on functions drawn with a seed), and a convolutional network with groups on Fashion-MNIST. Every
