@@ -104,6 +104,17 @@ REFUSED: dict[str, list[onnx.NodeProto]] = {
     "a mean": [helper.make_node("ReduceMean", ["h"], ["y"], axes=[1])],
     "of an input": [helper.make_node("ReduceSum", ["x", "one"], ["y"])],
     "of what is stored": [helper.make_node("ReduceSum", ["w", "one"], ["y"])],
+    "of squares": [helper.make_node("Mul", ["h", "h"], ["s"]), helper.make_node("ReduceSum", ["s", "one"], ["y"])],
+    "of roots": [helper.make_node("Sqrt", ["h"], ["s"]), helper.make_node("ReduceSum", ["s", "one"], ["y"])],
+    "of powers": [helper.make_node("Pow", ["h", "w0"], ["s"]), helper.make_node("ReduceSum", ["s", "one"], ["y"])],
+    "of positive numbers": [helper.make_node("Relu", ["h"], ["s"]), helper.make_node("ReduceSum", ["s", "one"], ["y"])],
+    "of products of positive numbers": [
+        helper.make_node("Exp", ["h"], ["e"]),
+        helper.make_node("Sigmoid", ["h"], ["g"]),
+        helper.make_node("Mul", ["e", "g"], ["s"]),
+        helper.make_node("ReduceSum", ["s", "one"], ["y"]),
+    ],
+    "a square as an einsum": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,bi->b")],
     "of integers": [helper.make_node("Cast", ["h"], ["i"], to=6), helper.make_node("ReduceSum", ["i", "one"], ["y"])],
     "a sum of another axis": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,bi->i")],
     "products of rows": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,ni->bn")],
@@ -113,13 +124,13 @@ REFUSED: dict[str, list[onnx.NodeProto]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_sum_over_channels(name: str) -> None:
     net = Net({"x": ["N", 3]})
-    net.node("Relu", net.node("MatMul", "x", net.weight("w", np.eye(3, 6))), out="h")
+    net.node("Tanh", net.node("MatMul", "x", net.weight("w", np.eye(3, 6))), out="h")
     read = {n for node in REFUSED[name] for n in node.input}
-    for key, value in {"zero": [0], "one": [1], "both": [0, 1]}.items():
+    for key, value in {"zero": [0], "one": [1], "both": [0, 1], "w0": 2.0}.items():
         if key in read:
             net.weight(key, np.array(value))
     net.nodes += REFUSED[name]
-    rank = 1 if name == "a sum of another axis" else 2
+    rank = 1 if name in ("a sum of another axis", "a square as an einsum") else 2
     ends = [helper.make_tensor_value_info("y", 6 if name == "of integers" else 1, [None] * rank)]
     graph = helper.make_graph(net.nodes, "g", net.inputs, ends, net.stored)
     network = live(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))

@@ -2,7 +2,8 @@
 
 What multiplies the answers of two networks and sums over the channels (as operator networks do with branch and trunk)
 reads these channels with weights that are all one. Written so, they can go like those of any other layer: of two that
-are alike one stays and counts twice, and what else goes is made up for by the weights of those that stay.
+are alike one stays and counts twice, and what else goes is made up for by the weights of those that stay. A sum of what
+is never negative (squares, say) is left alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ Labels = Callable[[Network], Mapping[str, IntArray]]
 _OPERANDS = 13
 # Ops that are put in.
 _PUT = frozenset(("", op) for op in ("Constant", "MatMul", "Mul", "Squeeze"))
+# Pow is nearly always a square.
+_NEVER_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Pow", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +86,23 @@ def _sum(network: Network, node: Node) -> _Sum | None:
         return None
     if not isinstance(width, int) or width < 2 or all(network.root(name) for name in names):
         return None
+    # A root or a logarithm may stand on a sum of what is never negative; refitted weights could take it below zero.
+    if _never_negative(network, *names):
+        return None
     if node.op == "Einsum":
         return _Sum(node, names, axis, width, stays=False)
     axes = [a % (axis + 1) for a in numbers_of(network, node, 1, "axes")]
     return _Sum(node, names, axis, width, bool(node.attributes.get("keepdims", 1))) if axes == [axis] else None
+
+
+def _never_negative(network: Network, *factors: str) -> bool:
+    """Whether a product of tensors can't be below zero, whatever they hold, as far as the ops that make them tell."""
+    makers = [network.producers.get(name) for name in factors]
+    if len(factors) == 2 and factors[0] == factors[1]:
+        return True
+    if len(factors) == 1 and makers[0] is not None and standard(network, makers[0], "Mul"):
+        return _never_negative(network, *makers[0].inputs)
+    return all(maker is not None and standard(network, maker, *_NEVER_NEGATIVE) for maker in makers)
 
 
 def _factors(network: Network, node: Node) -> tuple[str, ...]:
