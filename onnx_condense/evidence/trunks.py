@@ -7,6 +7,7 @@ is one of these is told by its law in the registry.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -26,13 +27,22 @@ _FACTORS = frozenset({Law.MULTIPLY, Law.DIVIDE})
 def linear_trunks(network: Network, view: ChannelView, *, copies: bool = False) -> frozenset[str]:
     """Names of the spaces whose channels may be mixed: reducible, nothing pinned, every op on the way linear.
 
-    copies: those, too, of which a writer writes every channel several times (once per head, say).
+    copies: those, too, of which a writer writes every channel several times (once per head, say), or of which some
+        channels are pinned (queries beside values); the others may then be mixed within every head.
     """
-    spaces = {s.name: s for s in view.spaces if s.reducible and not s.pinned.any()}
+    spaces = {s.name: s for s in view.spaces if s.reducible and (copies or not s.pinned.any())}
+    if copies:
+        spaces = {name: _free(space) for name, space in spaces.items()}
     owner = {int(c): s.name for s in spaces.values() for c in s.channels}
     finder = _Finder(network, view, spaces, owner, copies=copies)
     out = {name for node in network.nodes for name in finder.broken_by(node)}
     return frozenset(spaces.keys() - out)
+
+
+def _free(space: ChannelSpace) -> ChannelSpace:
+    """A space without the channels that are pinned."""
+    channels = space.channels[~space.pinned]
+    return dataclasses.replace(space, channels=channels, pinned=np.zeros(len(channels), np.bool_))
 
 
 def places_of(labels: IntArray, channels: IntArray) -> IntArray | None:
@@ -123,14 +133,18 @@ class _Finder:
     def _whole(self, labels: IntArray, space: ChannelSpace) -> bool:
         """Whether the channels of a space, and nothing else, lie along one axis of a tensor."""
         one_axis = sum(n > 1 for n in labels.shape) == 1
-        return one_axis and places_of(labels.reshape(-1), space.channels) is not None
+        return one_axis and places_of(self._own(labels, space), space.channels) is not None
+
+    def _own(self, labels: IntArray, space: ChannelSpace) -> IntArray:
+        """Labels in a row; where copies may be, those of the space alone."""
+        return labels[np.isin(labels, space.channels)] if self._copies else labels.reshape(-1)
 
     def _reads(self, uses: Sequence[LinearUse], read: Sequence[int], space: ChannelSpace) -> bool:
         """Whether nothing but products with all channels read the space."""
         reading = [u for u in uses if u.activation.position in read]
         # Where every part is mixed by itself it does not matter that only some rows read it.
         single = self._copies or all(u.groups == 1 and (u.taps == 1 or len(u.columns) == space.width) for u in reading)
-        fits = single and all(places_of(u.columns, space.channels) is not None for u in reading)
+        fits = single and all(places_of(self._own(u.columns, space), space.channels) is not None for u in reading)
         return fits and {u.activation.position for u in reading} == set(read)
 
     def _writes(self, node: Node, rule: ops.OpRule, uses: Sequence[LinearUse], space: ChannelSpace) -> bool:
@@ -150,7 +164,7 @@ class _Finder:
     def _all(self, labels: IntArray, space: ChannelSpace) -> bool:
         """Whether these are the channels of a space, in order; several times, where copies may be."""
         if self._copies:
-            return places_of(labels, space.channels) is not None
+            return places_of(self._own(labels, space), space.channels) is not None
         return np.array_equal(labels, space.channels)
 
     def _mixes(self, operand: Operand, space: ChannelSpace) -> bool:
