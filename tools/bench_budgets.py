@@ -37,13 +37,15 @@ def measured(network: Path, inputs: Path, share: float, batches: tuple[int, ...]
     assert report.parameters is not None
     assert report.error is not None
     times = {t.batch: f"{t.speedup:.2f} ({t.interval[0]:.2f} to {t.interval[1]:.2f})" for t in report.latency}
+    # Of a network that fixes its batch.
+    elsewhere = [f"batch {batch}: {text}" for batch, text in times.items() if batch not in batches]
     return row(
         network.stem,
         f"{share:g}",
         f"{report.macs.before / report.macs.after:.2f}",
         f"{report.parameters.before / report.parameters.after:.2f}",
         f"{report.error.value:.2g}",
-        *(times.get(batch, "") for batch in batches),
+        *(times.get(batch, elsewhere.pop(0) if elsewhere else "") for batch in batches),
     )
 
 
