@@ -337,6 +337,8 @@ def _show(call: Call, report: Report, made: int) -> None:
     closing = [closing_line(report, call.source, call.written)] if call.target or call.dry_run else []
     if call.front is not None and not call.dry_run:
         closing.append(f"wrote {made} network{'s' * (made != 1)} of the front to {inert(str(call.front))}")
+        if call.target is None and report.status == "condensed":
+            closing.append("the network above was not written: name an OUT to have it as well")
     emit("\n".join([text, *closing, ""]), stream)
 
 

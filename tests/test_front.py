@@ -113,7 +113,10 @@ def test_the_command_writes_a_folder(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "made" / "front.json").read_text())
     files = {p.name for p in (tmp_path / "made").iterdir()}
     assert files == {"front.json", "front.md", "front.svg", *(row["file"] for row in rows)}
-    assert result.stdout.splitlines()[-1] == f"wrote {len(rows)} networks of the front to {tmp_path / 'made'}"
+    assert result.stdout.splitlines()[-2:] == [
+        f"wrote {len(rows)} networks of the front to {tmp_path / 'made'}",
+        "the network above was not written: name an OUT to have it as well",
+    ]
     for row in rows:
         assert re.fullmatch(r"net-\d+\.onnx", row["file"])
         assert abs(float(row["file"][4:-5]) - 100 * row["share"]) <= 0.5
@@ -126,6 +129,8 @@ def test_the_command_writes_a_folder(tmp_path: Path) -> None:
     drawing = (tmp_path / "made" / "front.svg").read_text()
     assert drawing.startswith("<svg xmlns=")
     assert "var(" not in drawing
+    beside = [arguments[0], str(tmp_path / "slim.onnx"), *arguments[1:-1], str(tmp_path / "other")]
+    assert "was not written" not in CliRunner().invoke(app, beside).stdout
     taken = CliRunner().invoke(app, arguments)
     assert taken.exit_code == 2
     assert "needs a new or an empty folder" in taken.stderr
