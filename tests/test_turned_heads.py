@@ -54,6 +54,28 @@ def attention(seed: int = 0, *, bend: str = "", bias: bool = True) -> onnx.Model
     return net.model({"y": ["N", POINTS, 8]})
 
 
+def one_unheard() -> onnx.ModelProto:
+    """The same, but nothing reads what the last head says."""
+    model = attention()
+    back = next(i for i, n in enumerate(model.graph.node) if n.op_type == "Transpose" and n.output[0] in seen_as(model))
+    given = model.graph.node[back].input[0]
+    cut = onnx.helper.make_node("Slice", [given, "from", "to", "from_axis"], ["heads"])
+    model.graph.node[back].input[0] = "heads"
+    model.graph.node.insert(back, cut)
+    numbers = {"from": [0], "to": [HEADS - 1], "from_axis": [1], "line": [0, 0, INNER - SIZE]}
+    kept = [t for t in model.graph.initializer if t.name not in (*numbers, "w_o")]
+    weight = next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "w_o")
+    stored = {**{n: np.array(v) for n, v in numbers.items()}, "w_o": weight[: INNER - SIZE]}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *(onnx.numpy_helper.from_array(v, n) for n, v in stored.items())])
+    return model
+
+
+def seen_as(model: onnx.ModelProto) -> set[str]:
+    """What is laid out in a line again."""
+    return {n.input[0] for n in model.graph.node if n.op_type == "Reshape" and n.input[1] == "line"}
+
+
 def joined() -> onnx.ModelProto:
     """The same with one layer for queries, keys and values; the channels of the first two are pinned."""
     rng = np.random.default_rng(4)
@@ -128,6 +150,12 @@ def test_parts_of_low_rank_get_as_narrow(name: str) -> None:
     feed = {"x": drawn(dense, 7, seed=8)}
     before, after = outputs(dense, feed)[0], outputs(found.model, feed)[0]
     assert np.linalg.norm(after - before) < 3e-4 * np.linalg.norm(before)
+
+
+def test_a_part_that_nothing_reads_is_no_obstacle() -> None:
+    dense = one_unheard()
+    found = fitted(dense, tolerance=1e-4, multiple_of=1)
+    assert_same_outputs(dense, found.model, eps=1e-3)
 
 
 @pytest.mark.parametrize("name", ["heads", "stack"])
