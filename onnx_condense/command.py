@@ -328,7 +328,7 @@ def _check_weights(call: Call) -> None:
 
 
 def _show(call: Call, report: Report, made: int) -> None:
-    from onnx_condense.report.terminal import closing_line, emit, inert, page
+    from onnx_condense.report.terminal import closing_line, emit, front_lines, page
 
     stream = sys.stderr if call.json == STDOUT else sys.stdout
     color = stream is not None and stream.isatty()
@@ -336,9 +336,7 @@ def _show(call: Call, report: Report, made: int) -> None:
     text = page(report, width=width, color=color)
     closing = [closing_line(report, call.source, call.written)] if call.target or call.dry_run else []
     if call.front is not None and not call.dry_run:
-        closing.append(f"wrote {made} network{'s' * (made != 1)} of the front to {inert(str(call.front))}")
-        if call.target is None and report.status == "condensed":
-            closing.append("the network above was not written: name an OUT to have it as well")
+        closing += front_lines(report, made, call.front, written=call.target is not None)
     emit("\n".join([text, *closing, ""]), stream)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_condense.network.freeing import Labels, freeing
 from onnx_condense.network.known import Known
 from onnx_condense.network.listed import numbers_of, standard
 from onnx_condense.network.live import DEFAULTS, prune
@@ -23,9 +24,6 @@ from onnx_condense.network.model import Network
 from onnx_condense.network.names import Names
 from onnx_condense.network.nodes import MARK, Node
 from onnx_condense.plan import IntArray
-
-Labels = Callable[[Network], Mapping[str, IntArray]]
-"""The labels of the channels of every tensor of a network; 0 is what has to stay."""
 
 # From this opset on axes and sizes of parts are operands.
 _OPERANDS = 13
@@ -63,16 +61,13 @@ def parted(network: Network, labels: Labels) -> Network:
     grids = list(_grids(network))
     before = labels(network) if grids else {}
     chosen = [g for g in grids if _held(before.get(network.nodes[g.node].inputs[0]))]
-    while chosen:
+
+    def write(grids: Sequence[_Grid]) -> tuple[Network, list[list[str]]]:
         apart = _Apart(network)
-        lines = [apart.take(grid) for grid in chosen]
-        found = apart.finished()
-        after = labels(found)
-        freed = [grid for grid, line in zip(chosen, lines, strict=True) if line in after and after[line].any()]
-        if len(freed) == len(chosen):
-            return found
-        chosen = freed
-    return network
+        lines = [[apart.take(grid)] for grid in grids]
+        return apart.finished(), lines
+
+    return freeing(network, chosen, write, labels)
 
 
 def _held(labels: IntArray | None) -> bool:

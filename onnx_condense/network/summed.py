@@ -9,21 +9,18 @@ is never negative (squares, say) is left alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_condense.network.freeing import Labels, free, freeing
 from onnx_condense.network.listed import numbers_of, standard
 from onnx_condense.network.live import DEFAULTS, prune
 from onnx_condense.network.model import Network
 from onnx_condense.network.names import Names
 from onnx_condense.network.nodes import Node
-from onnx_condense.plan import IntArray
-
-Labels = Callable[[Network], Mapping[str, IntArray]]
-"""The labels of the channels of every tensor of a network; 0 is what has to stay."""
 
 # From this opset on Squeeze has its axes as an operand.
 _OPERANDS = 13
@@ -59,20 +56,12 @@ def summed(network: Network, labels: Labels) -> Network:
     """
     sums = [] if _PUT & network.functions else [s for node in network.nodes if (s := _sum(network, node))]
     before = labels(network) if sums else {}
-    chosen = [s for s in sums if not any(_free(before.get(name)) for name in s.factors)]
-    while chosen:
-        found = _with_products(network, chosen)
-        after = labels(found)
-        freed = [s for s in chosen if all(_free(after.get(name)) for name in s.factors)]
-        if len(freed) == len(chosen):
-            return found
-        chosen = freed
-    return network
+    chosen = [s for s in sums if not any(free(before.get(name)) for name in s.factors)]
 
+    def write(sums: Sequence[_Sum]) -> tuple[Network, list[tuple[str, ...]]]:
+        return _with_products(network, sums), [s.factors for s in sums]
 
-def _free(labels: IntArray | None) -> bool:
-    """Whether channels along the last axis can go."""
-    return labels is not None and labels.ndim > 0 and labels.shape[-1] > 1 and bool(labels.any())
+    return freeing(network, chosen, write, labels)
 
 
 def _sum(network: Network, node: Node) -> _Sum | None:
