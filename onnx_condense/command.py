@@ -328,7 +328,8 @@ def _check_weights(call: Call) -> None:
 
 
 def _show(call: Call, report: Report, made: int) -> None:
-    from onnx_condense.report.terminal import closing_line, emit, front_lines, page
+    from onnx_condense.report.terminal import closing_line, emit, page
+    from onnx_condense.report.words import front_lines
 
     stream = sys.stderr if call.json == STDOUT else sys.stdout
     color = stream is not None and stream.isatty()

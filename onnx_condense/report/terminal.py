@@ -160,13 +160,6 @@ def closing_line(report: Report, source: Path, target: Path | None) -> str:
     return (f"wrote {inert(str(target))}: " if target else "dry run: nothing written; it would have ") + _gist(report)
 
 
-def front_lines(report: Report, made: int, folder: Path, *, written: bool) -> Iterator[str]:
-    """What became of the networks of a front, and of the one that was reported; written: whether that was, too."""
-    yield f"wrote {made} network{'s' * (made != 1)} of the front to {inert(str(folder))}"
-    if report.status == "condensed" and not written:
-        yield "the network above was not written: name an OUT to have it as well"
-
-
 def _gist(report: Report) -> str:
     facts = []
     if report.parameters:

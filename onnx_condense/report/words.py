@@ -1,10 +1,10 @@
-"""What the HTML report says of a result, in words: headline, remarks beside it, numbers as a person reads them."""
+"""What is said of a result in words: headline of the HTML report, remarks beside it, numbers as a person reads them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from onnx_condense.report import metrics
 from onnx_condense.report.data import ErrorSummary, Latency, Report
@@ -142,3 +142,10 @@ def _said(text: str) -> str:
 def _sentence(text: str) -> str:
     """With a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def front_lines(report: Report, made: int, folder: Path, *, written: bool) -> Iterator[str]:
+    """What became of the networks of a front, and of the one that was reported; written: whether that was, too."""
+    yield f"wrote {made} network{'s' * (made != 1)} of the front to {inert(str(folder))}"
+    if report.status == "condensed" and not written:
+        yield "the network above was not written: name an OUT to have it as well"
