@@ -284,12 +284,17 @@ def compare(
     )
 
 
+# Factors this much apart are seen to contradict each other.
+APART = 1.1
+
+
 def apart(timings: Iterable[Latency]) -> Iterator[str]:
     """Notes on timings whose medians say something else than their pairs of rounds."""
     for timing in timings:
         low, high = timing.interval
         medians = timing.before_ms / timing.after_ms
-        if not low <= medians <= high:
+        told_apart = abs(math.log(medians / timing.speedup)) > math.log(APART)
+        if told_apart and not low <= medians <= high:
             yield (
                 f"batch {timing.batch}: this machine changed its speed while timing; {timing.speedup:.2f}x is of pairs "
                 f"of rounds, the two medians alone would say {medians:.2f}x"
