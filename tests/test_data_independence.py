@@ -123,3 +123,11 @@ def test_a_network_that_never_runs_is_the_networks_fault(kind: str) -> None:
     text = "g (float[N,3] x) => (float[M,7] y) <int64[2] bad = {-1, 7}> { y = Reshape(x, bad) }"
     with pytest.raises(ModelError, match="can't run"):
         check(text, rows() if kind == "rows" else data.load([{"x": ramp(2, 3)}], (X,)))
+
+
+def test_rows_that_are_no_samples_are_told() -> None:
+    """Nodes of one graph: node 0 reads node 9, wherever the array is cut."""
+    body = "g (float[N,3] x) => (float[M,3] y) <int64[10] at = {9, 0, 1, 2, 3, 4, 5, 6, 7, 8}> { y = Gather(x, at) }"
+    dependent(body, rows(), "calibration-slicing", "runs on all rows", "one file per feed")
+    with pytest.raises(ModelError):
+        check(body, rows(9))

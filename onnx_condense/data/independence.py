@@ -39,13 +39,13 @@ def check_independent(samples: Samples, session: Session, graph: onnx.GraphProto
         graph: its main graph, nodes in order.
 
     Raises:
-        CalibrationError: the network is random, or the outputs of a sample depend on its batch.
+        CalibrationError: the network is random, or the outputs of a sample depend on its batch, or its rows are none.
         ModelError: the network runs neither a single sample nor several.
     """
     output_names = [o.name for o in graph.output]
 
     def attempt(indices: IntArray) -> list[Array] | ModelError:
-        (batch,) = samples.batches(indices, PROBE)
+        (batch,) = samples.batches(indices, max(PROBE, len(indices)))
         try:
             return runtime.run(session, batch.feed, output_names)
         except ModelError as error:
@@ -59,6 +59,9 @@ def check_independent(samples: Samples, session: Session, graph: onnx.GraphProto
     cuttable = isinstance(samples, Rows) and samples.block is None and len(picked) > 1
     joint = attempt(picked) if cuttable else once
     if isinstance(once, ModelError) and isinstance(joint, ModelError):
+        if cuttable and isinstance(attempt(np.arange(len(samples))), list):
+            text = "the network runs on all rows of the arrays at once, but not on some: their first axis is no "
+            raise CalibrationError("calibration-slicing", f"{text}axis of samples; give a folder, one file per feed")
         raise joint
     if cuttable:
         _check_rows([joint, once, *map(attempt, others)], output_names, _fed(graph))
