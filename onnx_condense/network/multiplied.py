@@ -8,7 +8,8 @@ stored, which run once when a network is loaded; of the tensors, no more is tran
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnx_condense.network.nodes import Node
 
 # From this opset on Unsqueeze has its axes as an operand.
 _OPERANDS = 13
-_USED = frozenset(("", op) for op in ("Constant", "Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze"))
+_USED = frozenset(("", op) for op in ("Constant", "Einsum", "MatMul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class _Product:
     """One product: letters of the axes of both operands and of the result, as a MatMul has them; "1": an axis of one.
 
     at: which operand is the weight. first: which operand stands on the left.
+    sizes: of the weight's own axes, where these are one axis in the product (the last) and laid out after it; else ().
     """
 
     at: int
@@ -37,6 +39,7 @@ class _Product:
     weight: str
     given: str
     result: str
+    sizes: tuple[int, ...] = ()
 
 
 def multiplied(network: Network) -> Network:
@@ -71,7 +74,25 @@ def _product(network: Network, node: Node) -> _Product | None:
     # An Einsum sums one number over and over where the other operand has many, which no product does.
     summed = (set(terms[0]) & set(terms[1])) - set(terms[2])
     even = all(first[terms[0].index(n)] == second[terms[1].index(n)] for n in summed)
-    return _laid_out(at, terms[at], terms[1 - at], terms[2]) if even else None
+    if not even:
+        return None
+    found = _laid_out(at, terms[at], terms[1 - at], terms[2])
+    return found and _in_one_line(found, terms, dict(zip(terms[at], (first, second)[at], strict=True)))
+
+
+def _in_one_line(product: _Product, terms: Sequence[str], sizes: Mapping[str, object]) -> _Product:
+    """A product with the weight's own axes as one where the result ends with these: one product instead of a stack.
+
+    sizes: of the weight's axes, by letter.
+    """
+    weight, given, result = terms[product.at], terms[1 - product.at], terms[2]
+    own = "".join(n for n in result if n not in given)
+    rows, summed = result.removesuffix(own), "".join(n for n in given if n not in result)
+    lengths = tuple(n for letter in own if isinstance(n := sizes[letter], int))
+    fits = len(own) > 1 and rows + own == result and set(weight) == {*summed, *own} and len(lengths) == len(own)
+    if not fits or not rows:
+        return product
+    return _Product(product.at, 1 - product.at, summed + own, rows + summed, result, lengths)
 
 
 def _terms(equation: str) -> tuple[str, str, str] | None:
@@ -126,12 +147,30 @@ class _Writer:
         weight = self._arranged(node.inputs[at], terms[at], product.weight)
         given = self._arranged(node.inputs[1 - at], terms[1 - at], product.given)
         sides = [weight, given] if product.first == at else [given, weight]
+        if product.sizes:
+            return self._in_one_line(node, product, sides)
         last = product.result == terms[2]
         out = node.outputs[0] if last else self._names.fresh(f"{node.outputs[0]}_product")
         self._made.append(helper.make_node("MatMul", sides, [out], name=node.name))
         if not last:
             self._back(out, product.result, terms[2], node.outputs[0])
         return self._made
+
+    def _in_one_line(self, node: Node, product: _Product, sides: Sequence[str]) -> list[onnx.NodeProto]:
+        """A product with a weight whose own axes are one, and what lays these out."""
+        given, weight = sides
+        weight = self._node("Reshape", weight, "", self._numbers([0, math.prod(product.sizes)]))
+        out = self._names.fresh(f"{node.outputs[0]}_product")
+        self._made.append(helper.make_node("MatMul", [given, weight], [out], name=node.name))
+        rows = len(product.result) - len(product.sizes)
+        self._node("Reshape", out, node.outputs[0], self._numbers([*[0] * rows, *product.sizes]))
+        return self._made
+
+    def _numbers(self, numbers: Sequence[int]) -> str:
+        stored = self._names.fresh("numbers")
+        value = numpy_helper.from_array(np.array(numbers, np.int64))
+        self._made.append(helper.make_node("Constant", [], [stored], value=value))
+        return stored
 
     def _arranged(self, name: str, letters: str, wanted: str) -> str:
         """A tensor with its axes in the order wanted, and axes of one between them."""
@@ -151,10 +190,7 @@ class _Writer:
     def _sized(self, op: str, name: str, axes: Sequence[int], out: str = "") -> str:
         if self._opset < _OPERANDS:
             return self._node(op, name, out, axes=list(axes))
-        stored = self._names.fresh("axes")
-        value = numpy_helper.from_array(np.array(axes, np.int64))
-        self._made.append(helper.make_node("Constant", [], [stored], value=value))
-        return self._node(op, name, out, stored)
+        return self._node(op, name, out, self._numbers(axes))
 
     def _node(self, op: str, name: str, out: str = "", *more: str, **attributes: Any) -> str:
         out = out or self._names.fresh(f"{name}_{op}")
