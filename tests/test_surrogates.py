@@ -172,6 +172,7 @@ def test_a_default_that_callers_may_override_stays() -> None:
 AS_PRODUCTS = """
 bi,io->bo bi,oi->bo bti,io->bto bi,eij->ebj ebi,eij->ebj beh,eho->beo bi,eih->beh bixy,ioxy->boxy bi,ihd->bhd
 bci,oi->bco bct,oc->bot btqi,ieo->bteqo bthi,hio->obth i,io->o ei,eio->oe
+bid,iod->bo bthd,hdo->bto bij,ijo->bo bji,ijho->bho
 """
 
 
@@ -206,7 +207,7 @@ def test_an_einsum_with_a_weight_is_a_product(equation: str, at: int, opset: int
     np.testing.assert_allclose(outputs(found.proto, {"x": x})[0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("equation", ["bi,i->b", "bi,io->b", "bii,io->bo", "bij,ijo->bo", "bi,ij->bij", "bij,io->bo"])
+@pytest.mark.parametrize("equation", ["bi,i->b", "bi,io->b", "bii,io->bo", "bij,ijo->ob", "bi,ij->bij", "bij,io->bo"])
 def test_what_is_no_product_of_matrices_stays_an_einsum(equation: str) -> None:
     network = live(load(einsum(equation, 1, 18)[0]))
     assert multiplied(network) is network
@@ -252,6 +253,26 @@ def test_own_axes_at_the_end_are_one_product_and_no_stack() -> None:
         ]
         (product,) = (n for n in found.nodes if n.op == "MatMul")
         assert len(found.shape(product.inputs[1]) or ()) == 2
+
+
+@pytest.mark.parametrize("equation", ["abcd,cde->abe", "bid,ido->bo"])
+def test_axes_that_are_summed_together_are_one(equation: str) -> None:
+    """As Keras brings heads together; the tensor is laid out, nothing of it moved."""
+    found = multiplied(live(load(einsum(equation, 1, 18)[0])))
+    ops = [n.op for n in found.nodes if n.op != "Constant" and not found.root(n.outputs[0])]
+    assert ops == ["Reshape", "MatMul"]
+
+
+def test_channels_that_an_einsum_sums_over_two_axes_go() -> None:
+    """Place 2 of both groups of 4 channels is a multiple of place 0."""
+    first, second = normal(5, 8), normal(2, 4, 3, seed=1)
+    first[:, 2], first[:, 6] = 1.5 * first[:, 0], 1.5 * first[:, 4]
+    text = f"{HEAD} agraph (float[N, 5] x) => (float[N, 3] y) {{ "
+    text += 'h = MatMul(x, w) p = Reshape(h, line) y = Einsum<equation = "bij,ijo->bo">(p, v) }'
+    proto = text_model(text, {"w": first, "v": second, "line": np.array([0, 2, 4])})
+    found = condense(proto, threads=1, allow_slower=True)
+    assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(4, 3)]
+    assert_same_outputs(proto, found.model, eps=1e-5)
 
 
 def test_channels_of_heads_that_an_einsum_writes_go() -> None:

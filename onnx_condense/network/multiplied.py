@@ -1,8 +1,9 @@
 """Einsums with a stored weight, as the products that they are.
 
 A rule for channels knows products of matrices and stacks of matrices. An Einsum of a tensor and a weight that sums over
-one axis is such a product once axes stand where a product has them. Weights are laid out anew by nodes on what is
-stored, which run once when a network is loaded; of the tensors, no more is transposed than an Einsum does inside.
+one axis is such a product once axes stand where a product has them, and one that sums over several once these are one.
+Weights are laid out anew by nodes on what is stored, which run once when a network is loaded; of the tensors, no more is
+transposed than an Einsum does inside.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class _Product:
     """One product: letters of the axes of both operands and of the result, as a MatMul has them; "1": an axis of one.
 
     at: which operand is the weight. first: which operand stands on the left.
-    sizes: of the weight's own axes, where these are one axis in the product (the last) and laid out after it; else ().
+    summed, own: sizes of the axes that are summed and of the weight's own ones, where the product has each of these as
+    one axis (the weight is a matrix); else ().
     """
 
     at: int
@@ -39,7 +41,8 @@ class _Product:
     weight: str
     given: str
     result: str
-    sizes: tuple[int, ...] = ()
+    summed: tuple[int, ...] = ()
+    own: tuple[int, ...] = ()
 
 
 def multiplied(network: Network) -> Network:
@@ -76,23 +79,25 @@ def _product(network: Network, node: Node) -> _Product | None:
     even = all(first[terms[0].index(n)] == second[terms[1].index(n)] for n in summed)
     if not even:
         return None
-    found = _laid_out(at, terms[at], terms[1 - at], terms[2])
-    return found and _in_one_line(found, terms, dict(zip(terms[at], (first, second)[at], strict=True)))
+    sizes = dict(zip(terms[at], (first, second)[at], strict=True))
+    return _by_a_matrix(at, terms, sizes) or _laid_out(at, terms[at], terms[1 - at], terms[2])
 
 
-def _in_one_line(product: _Product, terms: Sequence[str], sizes: Mapping[str, object]) -> _Product:
-    """A product with the weight's own axes as one where the result ends with these: one product instead of a stack.
+def _by_a_matrix(at: int, terms: Sequence[str], sizes: Mapping[str, object]) -> _Product | None:
+    """A product by one matrix: several axes are summed, or the weight has several own ones, with which the result ends.
 
     sizes: of the weight's axes, by letter.
     """
-    weight, given, result = terms[product.at], terms[1 - product.at], terms[2]
+    weight, given, result = terms[at], terms[1 - at], terms[2]
     own = "".join(n for n in result if n not in given)
     rows, summed = result.removesuffix(own), "".join(n for n in given if n not in result)
-    lengths = tuple(n for letter in own if isinstance(n := sizes[letter], int))
-    fits = len(own) > 1 and rows + own == result and set(weight) == {*summed, *own} and len(lengths) == len(own)
-    if not fits or not rows:
-        return product
-    return _Product(product.at, 1 - product.at, summed + own, rows + summed, result, lengths)
+    plain = own and summed and rows and rows + own == result and len(own + summed) > 2
+    if not plain or set(weight) != {*summed, *own} or set(given) != {*rows, *summed}:
+        return None
+    lengths = [tuple(n for letter in side if isinstance(n := sizes[letter], int)) for side in (summed, own)]
+    if len(lengths[0]) < len(summed) or len(lengths[1]) < len(own):
+        return None
+    return _Product(at, 1 - at, summed + own, rows + summed, result, *lengths)
 
 
 def _terms(equation: str) -> tuple[str, str, str] | None:
@@ -147,8 +152,8 @@ class _Writer:
         weight = self._arranged(node.inputs[at], terms[at], product.weight)
         given = self._arranged(node.inputs[1 - at], terms[1 - at], product.given)
         sides = [weight, given] if product.first == at else [given, weight]
-        if product.sizes:
-            return self._in_one_line(node, product, sides)
+        if product.own:
+            return self._by_a_matrix(node, product, sides)
         last = product.result == terms[2]
         out = node.outputs[0] if last else self._names.fresh(f"{node.outputs[0]}_product")
         self._made.append(helper.make_node("MatMul", sides, [out], name=node.name))
@@ -156,14 +161,18 @@ class _Writer:
             self._back(out, product.result, terms[2], node.outputs[0])
         return self._made
 
-    def _in_one_line(self, node: Node, product: _Product, sides: Sequence[str]) -> list[onnx.NodeProto]:
-        """A product with a weight whose own axes are one, and what lays these out."""
+    def _by_a_matrix(self, node: Node, product: _Product, sides: Sequence[str]) -> list[onnx.NodeProto]:
+        """A product with a weight that is one matrix, and what makes one axis of several and several of one."""
         given, weight = sides
-        weight = self._node("Reshape", weight, "", self._numbers([0, math.prod(product.sizes)]))
-        out = self._names.fresh(f"{node.outputs[0]}_product")
+        summed, rows = math.prod(product.summed), [0] * (len(product.result) - len(product.own))
+        weight = self._node("Reshape", weight, "", self._numbers([summed, math.prod(product.own)]))
+        if len(product.summed) > 1:
+            given = self._node("Reshape", given, "", self._numbers([*rows, summed]))
+        several = len(product.own) > 1
+        out = self._names.fresh(f"{node.outputs[0]}_product") if several else node.outputs[0]
         self._made.append(helper.make_node("MatMul", [given, weight], [out], name=node.name))
-        rows = len(product.result) - len(product.sizes)
-        self._node("Reshape", out, node.outputs[0], self._numbers([*[0] * rows, *product.sizes]))
+        if several:
+            self._node("Reshape", out, node.outputs[0], self._numbers([*rows, *product.own]))
         return self._made
 
     def _numbers(self, numbers: Sequence[int]) -> str:
