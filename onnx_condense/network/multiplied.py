@@ -2,8 +2,8 @@
 
 A rule for channels knows products of matrices and stacks of matrices. An Einsum of a tensor and a weight that sums over
 one axis is such a product once axes stand where a product has them, and one that sums over several once these are one.
-Weights are laid out anew by nodes on what is stored, which run once when a network is loaded; of the tensors, no more is
-transposed than an Einsum does inside.
+Weights are laid out anew by nodes on what is stored, which run once when a network is loaded; of the tensors, no
+more is transposed than an Einsum does inside.
 """
 
 from __future__ import annotations
