@@ -263,25 +263,21 @@ def test_axes_that_are_summed_together_are_one(equation: str) -> None:
     assert ops == ["Reshape", "MatMul"]
 
 
-def test_channels_that_an_einsum_sums_over_two_axes_go() -> None:
-    """Place 2 of both groups of 4 channels is a multiple of place 0."""
-    first, second = normal(5, 8), normal(2, 4, 3, seed=1)
-    first[:, 2], first[:, 6] = 1.5 * first[:, 0], 1.5 * first[:, 4]
-    text = f"{HEAD} agraph (float[N, 5] x) => (float[N, 3] y) {{ "
-    text += 'h = MatMul(x, w) p = Reshape(h, line) y = Einsum<equation = "bij,ijo->bo">(p, v) }'
-    proto = text_model(text, {"w": first, "v": second, "line": np.array([0, 2, 4])})
-    found = condense(proto, threads=1, allow_slower=True)
-    assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(4, 3)]
-    assert_same_outputs(proto, found.model, eps=1e-5)
+HEADS = {
+    "written": 'z = Einsum<equation = "bc,cde->bde">(x, w) h = Relu(z) f = Reshape(h, line) y = MatMul(f, v)',
+    "summed": 'z = MatMul(x, w) h = Reshape(z, grid) y = Einsum<equation = "bij,ijo->bo">(h, v)',
+}
 
 
-def test_channels_of_heads_that_an_einsum_writes_go() -> None:
+@pytest.mark.parametrize("kind", HEADS)
+def test_channels_of_heads_that_an_einsum_writes_or_sums_go(kind: str) -> None:
     """Place 2 of both heads is a multiple of place 0."""
-    first, second = normal(5, 2, 4), normal(8, 3, seed=1)
+    first, second = normal(5, 2, 4), normal(2, 4, 3, seed=1)
     first[:, :, 2] = 1.5 * first[:, :, 0]
-    text = f"{HEAD} agraph (float[N, 3, 5] x) => (float[N, 3, 3] y) {{ "
-    text += 'z = Einsum<equation = "abc,cde->abde">(x, w) h = Relu(z) f = Reshape(h, line) y = MatMul(f, v) }'
-    proto = text_model(text, {"w": first, "v": second, "line": np.array([0, 0, 8])})
+    weights = (first, second.reshape(8, 3)) if kind == "written" else (first.reshape(5, 8), second)
+    text = f"{HEAD} agraph (float[N, 5] x) => (float[N, 3] y) {{ {HEADS[kind]} }}"
+    lines = {"line": np.array([0, 8])} if kind == "written" else {"grid": np.array([0, 2, 4])}
+    proto = text_model(text, dict(zip("wv", weights, strict=True)) | lines)
     found = condense(proto, threads=1, allow_slower=True)
     assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(4, 3)]
     assert_same_outputs(proto, found.model, eps=1e-5)

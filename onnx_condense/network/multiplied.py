@@ -79,24 +79,23 @@ def _product(network: Network, node: Node) -> _Product | None:
     even = all(first[terms[0].index(n)] == second[terms[1].index(n)] for n in summed)
     if not even:
         return None
-    sizes = dict(zip(terms[at], (first, second)[at], strict=True))
+    shape = (first, second)[at]
+    sizes = {letter: n for letter, n in zip(terms[at], shape, strict=True) if isinstance(n, int)}
     return _by_a_matrix(at, terms, sizes) or _laid_out(at, terms[at], terms[1 - at], terms[2])
 
 
-def _by_a_matrix(at: int, terms: Sequence[str], sizes: Mapping[str, object]) -> _Product | None:
+def _by_a_matrix(at: int, terms: Sequence[str], sizes: Mapping[str, int]) -> _Product | None:
     """A product by one matrix: several axes are summed, or the weight has several own ones, with which the result ends.
 
     sizes: of the weight's axes, by letter.
     """
-    weight, given, result = terms[at], terms[1 - at], terms[2]
+    given, result = terms[1 - at], terms[2]
     own = "".join(n for n in result if n not in given)
     rows, summed = result.removesuffix(own), "".join(n for n in given if n not in result)
     plain = own and summed and rows and rows + own == result and len(own + summed) > 2
-    if not plain or set(weight) != {*summed, *own} or set(given) != {*rows, *summed}:
+    if not plain or set(sizes) != {*summed, *own}:
         return None
-    lengths = [tuple(n for letter in side if isinstance(n := sizes[letter], int)) for side in (summed, own)]
-    if len(lengths[0]) < len(summed) or len(lengths[1]) < len(own):
-        return None
+    lengths = (tuple(sizes[letter] for letter in side) for side in (summed, own))
     return _Product(at, 1 - at, summed + own, rows + summed, result, *lengths)
 
 
