@@ -27,7 +27,7 @@ from onnx_condense.outcome import Candidate, Condensed, condensed_report, unchan
 from onnx_condense.plan import ChannelView, IntArray, Plan
 from onnx_condense.proving import coverage
 from onnx_condense.proving.feeding import single
-from onnx_condense.proving.latency import apart
+from onnx_condense.proving.latency import CLOSE, FULL, apart
 from onnx_condense.proving.proof import Proof, Prover
 from onnx_condense.proving.provenance import origin, provenance, result_digest, source_digest
 from onnx_condense.report.data import Change, Evidence, Latency, Reason, Report, WidthTiming
@@ -67,7 +67,8 @@ class Run:
         self.goal = goal = self.reuse.goal(goal) if self.reuse else goal
         self.held = self.reuse.held if self.reuse else held_by(network, goal.control)
         by = yardstick(goal.metric, goal.tolerance, goal.tolerances, [o.name for o in network.proto.graph.output])
-        self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by)
+        effort = CLOSE if goal.limits.timed else FULL
+        self.prover = Prover(network, runtime, goal.also_verify, goal.batches, by, effort=effort)
 
         self.work = Work()
 

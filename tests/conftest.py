@@ -40,7 +40,7 @@ def quick_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.node.get_closest_marker("real_timing"):
         return
 
-    def compare(*_: Any, batch: int) -> Latency:
+    def compare(*_: Any, batch: int, **__: Any) -> Latency:
         return Latency("CPUExecutionProvider", 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
 
     monkeypatch.setattr(latency, "compare", compare)

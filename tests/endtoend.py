@@ -26,7 +26,7 @@ class FakeTimer:
         self.speedups: list[float] = []
         self.batches: list[int] = []
 
-    def compare(self, _before: Any, _after: Any, _feed: Any, runtime: Runtime, *, batch: int) -> Latency:
+    def compare(self, _before: Any, _after: Any, _feed: Any, runtime: Runtime, *, batch: int, **_: Any) -> Latency:
         """As `latency.compare`."""
         self.batches.append(batch)
         speedup = self.speedups.pop(0) if self.speedups else 2.0

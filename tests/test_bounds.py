@@ -25,6 +25,7 @@ from onnx_condense.fit.methods import Merger, orders_of
 from onnx_condense.network.model import Network
 from onnx_condense.options.goal import Goal
 from onnx_condense.options.limits import Limits, count_of
+from onnx_condense.proving import latency
 from onnx_condense.report.data import Latency
 from onnx_condense.search.aim import Aim
 from onnx_condense.search.bounds import Bounds, Pace, slowest
@@ -50,7 +51,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.spread, self.bias, self.fixed = 0.01, 1.0, FIXED
-        self.short = self.full = 0
+        self.short = self.full = self.close = 0
 
     def ms(self, model: bytes | Path) -> float:
         """Of one pass."""
@@ -58,10 +59,11 @@ class Stopwatch:
         return (count_macs(Network(proto)) + self.fixed) / 1e6
 
     def compare(
-        self, before: Any, after: Any, _: Any, runtime: Runtime, *, batch: int, rounds: int = 0, seconds: float = 0.0
+        self, before: Any, after: Any, _: Any, runtime: Runtime, *, batch: int, effort: latency.Effort = latency.FULL
     ) -> Latency:
         """As `latency.compare`."""
-        quick = bool(rounds and seconds)
+        quick = effort == latency.GLANCE
+        self.close += effort == latency.CLOSE
         self.short, self.full = self.short + quick, self.full + (not quick)
         then, now = batch * self.ms(before), batch * self.ms(after)
         seen = then / now * (self.bias if quick else 1.0)
@@ -211,7 +213,7 @@ def test_a_speed_up_is_met_with_no_more_error_than_it_needs(wanted: float, watch
     assert all(t.interval[0] >= wanted for t in found.report.latency)
     # One batch and 80 samples are timed: seven stops at a glance, one in full.
     assert watch.short <= 14
-    assert watch.full == 2
+    assert watch.full == watch.close == 2
 
 
 def test_a_latency_holds_for_every_batch_that_is_timed(watch: Stopwatch) -> None:

@@ -56,12 +56,13 @@ class FakeNetwork:
         return run
 
 
-def fake_rounds(before: float, after: float, *, load: float = 0.0) -> tuple[list[latency.Round], list[str], FakeClock]:
+def fake_rounds(
+    before: float, after: float, *, load: float = 0.0, first_look: int = 0
+) -> tuple[list[latency.Round], list[str], FakeClock]:
     clock, log = FakeClock(), list[str]()
     networks = FakeNetwork("a", before, clock, log, load=load), FakeNetwork("b", after, clock, log, load=load)
-    done = latency.measure(
-        (networks[0].fresh, networks[1].fresh), rounds=latency.ROUNDS, seconds=latency.SECONDS, clock=clock
-    )
+    effort = latency.Effort(first_look=first_look)
+    done = latency.measure((networks[0].fresh, networks[1].fresh), effort, clock)
     return done, log, clock
 
 
@@ -127,7 +128,7 @@ def test_sessions_of_a_round_never_live_together() -> None:
             alive.remove(self.name)
 
     makers: tuple[Callable[[], latency.Run], Callable[[], latency.Run]] = (lambda: Runner("a"), lambda: Runner("b"))
-    assert latency.measure(makers, rounds=4, seconds=1.0, clock=clock)
+    assert latency.measure(makers, latency.Effort(rounds=4, seconds=1.0), clock)
     assert not alive
 
 
@@ -135,15 +136,42 @@ def test_equal_networks_take_all_the_time_asked_for() -> None:
     done, _, clock = fake_rounds(1e-3, 1e-3)
     low, high = latency.speedup_interval(done)
     assert low < 1 < high
-    assert 0.8 * latency.SECONDS < clock.now < 1.2 * latency.SECONDS
+    assert 0.8 * latency.FULL.seconds < clock.now < 1.2 * latency.FULL.seconds
 
 
-def test_clear_difference_ends_at_the_first_look() -> None:
-    done, _, clock = fake_rounds(2e-3, 1e-3)
-    assert len(done) == latency.FIRST_LOOK
-    assert clock.now < latency.SECONDS
+@pytest.mark.parametrize(
+    ("before", "first_look", "rounds"),
+    [
+        pytest.param(2e-3, 0, 8, id="plain"),
+        pytest.param(2e-3, 16, 16, id="plain, timed closely"),
+        pytest.param(1.06e-3, 0, 16, id="clear"),
+        pytest.param(5e-4, 0, 8, id="plainly slower"),
+    ],
+)
+def test_differences_end_at_the_look_that_shows_them(before: float, first_look: int, rounds: int) -> None:
+    done, _, clock = fake_rounds(before, 1e-3, first_look=first_look)
+    assert len(done) == rounds
+    assert clock.now < latency.FULL.seconds * 1.2 * rounds / latency.FULL.rounds
     low, high = latency.speedup_interval(done)
-    assert 1.9 < low < 2 < high < 2.1
+    assert 0.8 * before < 1e-3 * low < before < 1e-3 * high < 1.2 * before
+
+
+def test_all_looks_together_hold_at_the_level() -> None:
+    """4000 comparisons of equal networks: at 99 % about 40 verdicts are wrong; 70 would be nearly five sigma."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(4000):
+        done = [latency.Round(math.exp(value), 1.0) for value in 0.03 * rng.normal(size=latency.FULL.rounds)]
+        ends = next(k for k in range(1, len(done) + 1) if latency.enough(done[:k], 0.0, latency.FULL))
+        wrong += latency.decided(latency.speedup_interval(done[:ends]))
+    assert wrong < 70
+
+
+def test_rounds_that_time_ends_are_told_as_the_last_look() -> None:
+    """Slow networks get eight rounds where that is all the time there is."""
+    done = [latency.Round(1.0 + 0.02 * (k % 4), 1.0) for k in range(8)]
+    assert not latency.decided(latency.at_look(done, latency.LOOKS[8]))
+    assert latency.speedup_interval(done) == latency.at_look(done, latency.LAST_LOOK)
 
 
 @pytest.mark.parametrize(("before", "after", "load"), [(0.2, 0.2, 0.0), (0.2, 0.2, 0.3), (2.0, 0.1, 0.0)])

@@ -51,7 +51,7 @@ FEED = {"x": np.ones((64, 16), "f4")}
 def test_real_sessions() -> None:
     """40 times the parameters are slower to run, whichever network comes first."""
     large, small, runtime = mlp(1000), mlp(150), Runtime(threads=1)
-    result = latency.compare(large, small, FEED, runtime, batch=64, seconds=1.0)
+    result = latency.compare(large, small, FEED, runtime, batch=64, effort=latency.Effort(seconds=1.0))
     assert result.verdict == "faster"
     assert (result.provider, result.threads, result.batch) == ("CPUExecutionProvider", 1, 64)
     assert result.interval[0] <= result.speedup <= result.interval[1]
@@ -61,7 +61,7 @@ def test_real_sessions() -> None:
     assert result.after_ms == statistics.median(after for _, after in result.rounds)
     ratios = [math.log(before / after) for before, after in result.rounds]
     assert math.isclose(result.speedup, math.exp(latency.centre(ratios)))
-    reverse = latency.compare(small, large, FEED, runtime, batch=64, seconds=1.0)
+    reverse = latency.compare(small, large, FEED, runtime, batch=64, effort=latency.Effort(seconds=1.0))
     assert reverse.verdict == "slower"
     assert latency.confirmed(small, large, FEED, runtime, seen=reverse).verdict == "slower"
 
@@ -235,7 +235,9 @@ def test_bound_sessions_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ort, "bound", counted)
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
-    result = latency.compare(mlp(1000), mlp(150), FEED, Runtime(threads=1), batch=64, seconds=0.5, device="cpu")
+    result = latency.compare(
+        mlp(1000), mlp(150), FEED, Runtime(threads=1), batch=64, effort=latency.Effort(seconds=0.5), device="cpu"
+    )
     assert result.verdict == "faster"
     # Once per session, to tell what is wrong with a feed.
     assert len(plain) == 2 * len(result.rounds)
@@ -246,7 +248,7 @@ def test_bound_sessions_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timing_on_a_gpu_is_bound() -> None:
     runtime = Runtime(["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert latency.device_of(mlp(30), FEED, runtime) == "cuda"
-    result = latency.compare(mlp(30), mlp(30), FEED, runtime, batch=64, seconds=1.0)
+    result = latency.compare(mlp(30), mlp(30), FEED, runtime, batch=64, effort=latency.Effort(seconds=1.0))
     assert result.provider == "CUDAExecutionProvider"
 
 
@@ -278,7 +280,7 @@ def test_what_can_not_be_bound_is_timed_without(monkeypatch: pytest.MonkeyPatch)
     words = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     feed = {"x": np.array(["word"], object)}
     assert latency.device_of(words, feed, Runtime()) == ""
-    assert latency.compare(words, words, feed, Runtime(), batch=1, rounds=4, seconds=0.1).rounds
+    assert latency.compare(words, words, feed, Runtime(), batch=1, effort=latency.Effort(rounds=4, seconds=0.1)).rounds
 
 
 def test_a_device_that_is_not_there_is_an_error_of_ours() -> None:

@@ -32,7 +32,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Timing is faked, as it takes seconds; what it was asked for: (provider, batch, rows of the feed)."""
     seen: list[tuple[str, int, int]] = []
 
-    def compare(_: Any, __: Any, feed: Feed, runtime: Runtime, *, batch: int) -> Latency:
+    def compare(_: Any, __: Any, feed: Feed, runtime: Runtime, *, batch: int, **_rest: Any) -> Latency:
         seen.append((runtime.providers[0], batch, len(feed["x"])))
         return Latency(runtime.providers[0], 1, batch, 1.0, 0.5, 2.0, (1.9, 2.1))
 
@@ -172,7 +172,7 @@ def test_a_provider_that_is_named_again_is_proved_once(timed: list[tuple[str, in
 
 
 def test_slower_on_a_further_provider_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compare(_: Any, __: Any, ___: Any, runtime: Runtime, *, batch: int) -> Latency:
+    def compare(_: Any, __: Any, ___: Any, runtime: Runtime, *, batch: int, **_rest: Any) -> Latency:
         speedup = 0.5 if runtime.providers[0] == AZURE else 2.0
         return Latency(runtime.providers[0], 1, batch, 1.0, 1 / speedup, speedup, (speedup, speedup))
 

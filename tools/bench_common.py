@@ -169,7 +169,7 @@ def condense_apart(job: Job) -> Outcome:
 
 def speedup(before: Path, after: Path, feed: Feed, batch: int, threads: int) -> str:
     """Measured speedup with its interval, as text."""
-    result = latency.compare(before, after, feed, Runtime(threads=threads), batch=batch)
+    result = latency.compare(before, after, feed, Runtime(threads=threads), batch=batch, effort=latency.CLOSE)
     return f"{result.speedup:.2f} ({result.interval[0]:.2f} to {result.interval[1]:.2f})"
 
 

@@ -75,7 +75,10 @@ def rows_of(network: Path, inputs: Path, share: float, batches: tuple[int, ...],
             if weights(path) == weights(plain):
                 rows.append(row(network.stem, name, kept, error, *["the same network"] * len(batches)))
                 continue
-            times = {b: latency.compare(plain, path, feed, runtime, batch=b) for b, feed in feeds.items()}
+            times = {
+                b: latency.compare(plain, path, feed, runtime, batch=b, effort=latency.CLOSE)
+                for b, feed in feeds.items()
+            }
             cells = {b: f"{t.speedup:.2f} ({t.interval[0]:.2f} to {t.interval[1]:.2f})" for b, t in times.items()}
             rows.append(row(network.stem, name, kept, error, *(cells.get(b, "") for b in batches)))
     return rows

@@ -27,11 +27,36 @@ OUTSIDE = 256
 Maker = Callable[[Path, Path, Path], None]
 
 
+def stored(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with initializers for the tensors of Constant nodes: only those can be kept in full precision."""
+    graph, left = model.graph, list[onnx.NodeProto]()
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            graph.initializer.add().CopyFrom(node.attribute[0].t)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            left.append(node)
+    del graph.node[:]
+    graph.node.extend(left)
+    return model
+
+
+def beyond_half(graph: onnx.GraphProto) -> list[str]:
+    """Nodes with a weight that half precision does not hold: cut to the largest number it makes another network."""
+    large = set[str]()
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor)
+            large |= {tensor.name} if np.any(np.abs(values) > np.finfo(np.float16).max) else set()
+    return [node.name for node in graph.node if large & {*node.input}]
+
+
 def halved(source: Path, out: Path, _: Path) -> None:
-    """Weights and arithmetic in half precision, inputs and outputs as they were."""
+    """Weights and arithmetic in half precision where it holds the weights, inputs and outputs as they were."""
     convert = importlib.import_module("onnxruntime.transformers.float16").convert_float_to_float16
+    model = stored(onnx.load(source))
     made = importlib.import_module("onnxruntime.transformers.onnx_model").OnnxModel(
-        convert(onnx.load(source), keep_io_types=True)
+        convert(model, keep_io_types=True, node_block_list=beyond_half(model.graph))
     )
     # The casts of the inputs come last, where ONNX does not allow them.
     made.topological_sort()

@@ -43,14 +43,33 @@ Clock = Callable[[], float]
 Run = Callable[[], object]
 
 LEVEL = 0.99
-ROUNDS = 48
-SECONDS = 3.0
-# A glance: for a choice that a full timing confirms.
-FEW_ROUNDS, SHORT = 6, 0.5
+# Looking at the ratios before the last round lets clear cases end early; shares of the risk that add up to one keep the
+# whole at LEVEL (Bonferroni). The first look is for networks that are several times as fast, which a tenth shows.
+LOOKS = {8: 0.1, 16: 0.45}
+LAST_LOOK = 1.0 - sum(LOOKS.values())
 
-# Looking twice, each time at half of the risk, keeps the whole at LEVEL (Bonferroni) and lets clear cases end early.
-LOOKS = 2
-FIRST_LOOK = 16
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to time.
+
+    rounds: most pairs of fresh sessions; even, at least FEWEST_ROUNDS.
+    seconds: about how long fast networks are timed; a clear difference takes a third of it, a plain one a sixth.
+        Networks that take 0.1 s to load or to run take longer, up to about LIMIT_S.
+    first_look: rounds before which no difference is plain enough to end.
+    """
+
+    rounds: int = 48
+    seconds: float = 3.0
+    first_look: int = 0
+
+
+FULL = Effort()
+# Where it matters how many times as fast.
+CLOSE = Effort(first_look=max(LOOKS))
+# For a choice that another timing confirms.
+GLANCE = Effort(rounds=6, seconds=0.5)
+
 # Fewer rounds than this leave Student's t so wide that nothing is ever found.
 FEWEST_ROUNDS = 4
 # Networks that are slow to load or to run may take longer than asked, but no new rounds start after this.
@@ -192,43 +211,47 @@ def typical(run: Run, clock: Clock, seconds: float) -> float:
     return sorted(blocks)[int(FAST * len(blocks))]
 
 
-def enough(done: Sequence[Round], elapsed: float, rounds: int, seconds: float) -> bool:
+def enough(done: Sequence[Round], elapsed: float, effort: Effort) -> bool:
     """Whether to stop: only after an even number of rounds, so that both orders weigh the same.
 
-    The ratios themselves are looked at once only (after FIRST_LOOK rounds): stopping whenever they look good
-    would make every network faster. Running out of time depends on what the two cost together.
+    The ratios themselves are looked at after as many rounds as LOOKS says: stopping whenever they look good would
+    make every network faster. Running out of time depends on what the two cost together.
     """
     count = len(done)
     if count % 2 or count < FEWEST_ROUNDS:
         return False
-    if count >= rounds or elapsed * (count + 2) / count > LIMIT_S:
+    if count >= effort.rounds or elapsed * (count + 2) / count > LIMIT_S:
         return True
-    if count < FIRST_LOOK:
-        return False
-    return elapsed > seconds or (count == FIRST_LOOK and decided(done))
+    if count >= max(LOOKS) and elapsed > effort.seconds:
+        return True
+    return count >= effort.first_look and count in LOOKS and decided(at_look(done, LOOKS[count]))
 
 
-def decided(done: Sequence[Round]) -> bool:
-    """Whether the interval of one look leaves 1 out."""
-    low, high = speedup_interval(done)
+def decided(speedup: tuple[float, float]) -> bool:
+    """Whether an interval leaves 1 out."""
+    low, high = speedup
     return low > 1.0 or high < 1.0
 
 
+def at_look(done: Sequence[Round], share: float) -> tuple[float, float]:
+    """Interval of the speedup that is wrong with `share` of the whole risk."""
+    return interval([r.log_ratio for r in done], 1.0 - (1.0 - LEVEL) * share)
+
+
 def speedup_interval(done: Sequence[Round]) -> tuple[float, float]:
-    """Interval of the speedup at one look: all looks together hold at LEVEL."""
-    return interval([r.log_ratio for r in done], 1.0 - (1.0 - LEVEL) / LOOKS)
+    """Interval of the speedup at the look that ended the rounds: all looks together hold at LEVEL."""
+    found = at_look(done, LOOKS.get(len(done), LAST_LOOK))
+    return found if decided(found) else at_look(done, LAST_LOOK)
 
 
-def measure(
-    fresh: tuple[Callable[[], Run], Callable[[], Run]], *, rounds: int, seconds: float, clock: Clock
-) -> list[Round]:
+def measure(fresh: tuple[Callable[[], Run], Callable[[], Run]], effort: Effort, clock: Clock) -> list[Round]:
     """Rounds of paired times; `fresh` makes a new session of the first and of the second network."""
     start = clock()
     done: list[Round] = []
-    while not enough(done, clock() - start, rounds, seconds):
+    while not enough(done, clock() - start, effort):
         seen = [0.0, 0.0]
         for which in order(len(done)):
-            seen[which] = _alone(fresh[which], clock, seconds / rounds / 2)
+            seen[which] = _alone(fresh[which], clock, effort.seconds / effort.rounds / 2)
         done.append(Round(before=seen[0], after=seen[1]))
     return done
 
@@ -247,8 +270,7 @@ def compare(
     runtime: ort.Runtime,
     *,
     batch: int,
-    rounds: int = ROUNDS,
-    seconds: float = SECONDS,
+    effort: Effort = FULL,
     device: str | None = None,
 ) -> Latency:
     """Time both networks on the same feed, with all of ONNX Runtime's optimizations.
@@ -259,17 +281,16 @@ def compare(
         feed: one batch of inputs for either.
         runtime: providers and threads of the sessions.
         batch: samples in the feed, for the record.
-        rounds: most pairs of fresh sessions; even, at least FEWEST_ROUNDS.
-        seconds: about how long fast networks are timed; a clear difference takes a third of it. Networks that
-            take 0.1 s to load or to run take longer, up to about LIMIT_S.
+        effort: how long to time.
         device: where inputs and outputs stay between runs, "" in the memory of this process; None: as `device_of`.
+        closely: how many times as fast matters, too, so that a plain difference is timed as long as a clear one.
 
     Raises:
         ModelError: one of them does not load or does not run.
     """
     where = device_of(before, feed, runtime) if device is None else device
     first, second = Candidate(before, feed, runtime, where), Candidate(after, feed, runtime, where)
-    done = measure((first.fresh, second.fresh), rounds=rounds, seconds=seconds, clock=time.perf_counter)
+    done = measure((first.fresh, second.fresh), effort, time.perf_counter)
     # In ms before the medians, so that these are to the last bit those of the rounds that the report lists.
     told = tuple((1e3 * r.before, 1e3 * r.after) for r in done)
     return Latency(

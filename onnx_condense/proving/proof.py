@@ -176,6 +176,7 @@ class Prover:
         further: providers to prove and time it on as well; one that is named again counts once.
         batches: samples per pass to time; empty: one, and a larger batch where the network takes one.
         by: the metric, and what errors may be.
+        effort: how long to time what is to be written.
 
     Attributes:
         dense: the network as ONNX Runtime gets it: by its file where it has one, since external weights lie beside it.
@@ -191,8 +192,10 @@ class Prover:
         further: Sequence[str] = (),
         batches: Sequence[int] = (),
         by: Yardstick | None = None,
+        *,
+        effort: latency.Effort = latency.FULL,
     ) -> None:
-        self._network, self._batches, self._by = network, batches, by
+        self._network, self._batches, self._by, self._effort = network, batches, by, effort
         self.dense = _as_given(network)
         others = [self._on(provider, runtime.threads) for provider in dict.fromkeys(further)]
         self._served = [runtime, *(other for other in others if other.providers[0] != runtime.providers[0])]
@@ -316,7 +319,7 @@ class Prover:
         timings = []
         for runtime in self._served:
             for batch, feed in proof.timed:
-                seen = latency.compare(before, after, feed, runtime, batch=batch)
+                seen = latency.compare(before, after, feed, runtime, batch=batch, effort=self._effort)
                 timings.append(latency.confirmed(before, after, feed, runtime, seen=seen))
         return timings
 
@@ -324,7 +327,7 @@ class Prover:
         """As `time`, but short: good enough to choose what to time in full."""
         before, after = self._files(model)
         return [
-            latency.compare(before, after, feed, at, batch=batch, rounds=latency.FEW_ROUNDS, seconds=latency.SHORT)
+            latency.compare(before, after, feed, at, batch=batch, effort=latency.GLANCE)
             for at in self._served
             for batch, feed in proof.timed
         ]
