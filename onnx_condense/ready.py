@@ -12,6 +12,7 @@ from onnx_condense.network.live import live
 from onnx_condense.network.model import Network, load
 from onnx_condense.network.multiplied import multiplied
 from onnx_condense.network.parted import parted
+from onnx_condense.network.scattered import scattered
 from onnx_condense.network.settled import settled
 from onnx_condense.network.summed import summed
 from onnx_condense.plan import IntArray
@@ -29,7 +30,7 @@ def ready(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
         ModelError: it can't be read, or is no valid network.
     """
     found = settled(multiplied(folded(live(load(source)))))
-    return parted(summed(found, _labels), _labels)
+    return parted(summed(scattered(found, _labels), _labels), _labels)
 
 
 def _labels(network: Network) -> Mapping[str, IntArray]:

@@ -33,7 +33,7 @@ def condensed_digits(calibration: Any, tolerance: float) -> Condensed:
 def untimed() -> Iterator[None]:
     """How fast the networks are does not matter here, and to measure it would take long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "compare", lambda *_, batch: dataclasses.replace(SEEN, batch=batch))
+        patch.setattr(latency, "compare", lambda *_, batch, **__: dataclasses.replace(SEEN, batch=batch))
         patch.setattr(latency, "confirmed", lambda *_, seen: seen)
         yield
 

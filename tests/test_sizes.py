@@ -380,16 +380,6 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], str]] = {
          NODE("Expand", ["h", "to"], ["r"])],
         layout.COMPUTED_WIDTH,
     ),
-    "repeated as often as there are channels": (
-        [NODE("Shape", ["h"], ["s"]), NODE("ReduceMax", ["x", "two"], ["m"]), NODE("Expand", ["m", "s"], ["e"]),
-         NODE("Add", ["h", "e"], ["r"])],
-        layout.SIZE_READ,
-    ),
-    "a number repeated as often as there are channels": (
-        [NODE("Shape", ["h"], ["s"]), NODE("Cast", ["one"], ["f"], to=1), NODE("Expand", ["f", "s"], ["e"]),
-         NODE("Add", ["h", "e"], ["r"])],
-        layout.SIZE_READ,
-    ),
     "resized": (
         [NODE("Add", ["three", "three"], ["six2"]), NODE("Concat", ["n", "four", "six2"], ["to"], axis=0),
          NODE("Resize", ["h", "", "", "to"], ["r"])],

@@ -104,7 +104,7 @@ def added(a: Values, b: Values, group: Grouper) -> Values:
     same = (a.classes == b.classes) | a.constant | b.constant
     if same.all():
         return _add_alike(a, b, group)
-    apart = _add_apart(a, b, group)
+    apart = added_apart(a, b, group)
     return chosen(same, _add_alike(a, b, group), apart) if same.any() else apart
 
 
@@ -134,7 +134,7 @@ def _each_its_own(size: int, group: Grouper) -> IntArray:
     return group(np.arange(size)[:, None], np.zeros((size, 0)), np.zeros((size, 0)))
 
 
-def _add_apart(a: Values, b: Values, group: Grouper) -> Values:
+def added_apart(a: Values, b: Values, group: Grouper) -> Values:
     """R v + s w: a new v known up to its length, so that multiples of one sum are one class."""
     scales, noise = beside(a.scale, b.scale), beside(a.scale_noise, b.scale_noise)
     rows, tolerance, signed = directions(scales, noise)

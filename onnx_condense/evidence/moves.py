@@ -13,7 +13,17 @@ from typing import Protocol
 import numpy as np
 
 from onnx_condense import ops
-from onnx_condense.evidence.laws import CONSTANT, PARTS, Values, beside, directions, exact, lengths
+from onnx_condense.evidence.laws import (
+    CONSTANT,
+    PARTS,
+    Values,
+    added_apart,
+    beside,
+    directions,
+    exact,
+    lengths,
+    result_of,
+)
 from onnx_condense.network.known import Size
 from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
@@ -102,6 +112,40 @@ def _marked(known: Known, node: Node, law: Law) -> tuple[dict[str, IntArray], Va
                 marks[size.tensor] = -1 - np.abs(known.labels[size.tensor])
     joined = Values(0, *(np.concatenate([getattr(v, part) for v in table]) for part in PARTS))
     return marks, joined
+
+
+def laid_out(known: Known, node: Node, rule: ops.OpRule) -> Values | None:
+    """Channels of the result of an Expand or ConstantOfShape that all hold the same; None where they do not."""
+    labels = known.labels.get(node.outputs[0])
+    axis = only_axis(labels)
+    if labels is None or axis is None or rule.trace not in (ops.join.trace_expand, ops.rows.trace_constant_of_shape):
+        return None
+    width, shape = labels.shape[axis], known.network.shape(node.inputs[0]) or ()
+    if node.op == "ConstantOfShape":
+        value = node.attributes.get("value")
+        number = 0.0 if value is None else float(value.values.reshape(-1)[0])
+        return exact(axis, np.full(width, CONSTANT), np.zeros(width), np.full(width, number))
+    at = axis - labels.ndim + len(shape)
+    if at >= 0 and shape[at] != 1:
+        return None
+    return exact(axis, np.repeat(known.of(node.inputs[0], max(at, 0), 1).classes, width))
+
+
+def put(known: Known, rule: ops.OpRule, law: Law, node: Node, operands: Sequence[Values]) -> Values | None:
+    """Channels put by index into others; operands: data, index and what is put.
+
+    What stands alone in its row stays as it was and what is added up is added up more or less often, so a number that
+    is added to a channel does not pass; a factor does.
+    """
+    data, index, updates = operands
+    # Of ScatterND it says nothing of channels.
+    if rule.trace is ops.rows.trace_scatter_elements and any(np.ptp(n) for n in (index.classes, index.offset)):
+        return None
+    if law is not Law.ADD:
+        return result_of(rule, [updates, data], known.group)
+    a, b = known.beside_zeros(node.inputs[2], updates), known.beside_zeros(node.inputs[0], data)
+    found = added_apart(a, b, known.group)
+    return dataclasses.replace(found, classes=np.where(a.constant & b.constant, CONSTANT, found.classes))
 
 
 def _size(size: int | str | None) -> int:

@@ -39,7 +39,7 @@ from onnx_condense.evidence.laws import (
     result_of,
     step_of,
 )
-from onnx_condense.evidence.moves import MOVES, filtered, moved, only_axis
+from onnx_condense.evidence.moves import MOVES, filtered, laid_out, moved, only_axis, put
 from onnx_condense.evidence.sums import activated, of_stack, sum_by_class
 from onnx_condense.network.model import Network, Node
 from onnx_condense.ops import Law
@@ -90,6 +90,8 @@ class Numbering:
         rule = ops.find(node.domain, node.op, node.opset)
         if rule is None or not node.outputs:
             return ()
+        if (alike := laid_out(self, node, rule)) is not None:
+            return ((node.outputs[0], alike),)
         if self._network.types.get(node.outputs[0]) not in _FLOATS:
             if rule.trace is not ops.elementwise.trace:
                 return ()
@@ -107,16 +109,16 @@ class Numbering:
         axis = only_axis(self._view.labels.get(node.outputs[0]))
         if axis is None:
             return None
-        if use is not None:
-            return self._whole(node, use, rule, self._linear(node, use, rule, axis))
-        if law is Law.FILTER:
-            return self._whole(node, None, rule, self._filtered(node, rule, axis))
+        if use is not None or law is Law.FILTER:
+            sums = self._filtered(node, rule, axis) if use is None else self._linear(node, use, rule, axis)
+            return self._whole(node, use, rule, sums)
         if rule.affine is not None:
             return self._affine(node, rule.affine, axis)
         if law is Law.STEP and self._trusted:
             return self._jumping(node.outputs[0])
-        apart = rule.per_channel or rule.trace is ops.elementwise.trace
-        return self._elementwise(node, rule, axis) if apart else None
+        if rule.per_channel or rule.trace is ops.elementwise.trace:
+            return self._elementwise(node, rule, axis)
+        return put(self, rule, law, node, self._operands(node, axis)) if ops.rows.puts(rule) else None
 
     def known(self, tensor: str) -> Values | None:
         """Values of a tensor's channels, or None where nothing is known."""
@@ -277,11 +279,7 @@ class Numbering:
         return exact(found.axis, self.group(found.classes[:, None], numbers, np.zeros_like(numbers)))
 
     def _elementwise(self, node: Node, rule: ops.OpRule, axis: int) -> Values | None:
-        shape = self._view.labels[node.outputs[0]].shape
-        places = [-1 if rule.per_channel and i else axis - len(shape) for i in range(len(node.inputs))]
-        operands = [
-            self._operand(name, place, shape[axis]) for name, place in zip(node.inputs, places, strict=True) if name
-        ]
+        operands = self._operands(node, axis, per_channel=rule.per_channel)
         if not all(v.finite for v in operands):
             return None
         result = result_of(rule, operands, self.group)
@@ -297,6 +295,12 @@ class Numbering:
             result = chosen(constant, known, result)
         return Values(axis, *(getattr(result, n) for n in PARTS))
 
+    def _operands(self, node: Node, axis: int, *, per_channel: bool = False) -> list[Values]:
+        """What a node reads, along an axis of its result; per_channel: all but the first are vectors."""
+        shape = self._view.labels[node.outputs[0]].shape
+        places = [-1 if per_channel and i else axis - len(shape) for i in range(len(node.inputs))]
+        return [self._operand(n, place, shape[axis]) for n, place in zip(node.inputs, places, strict=True) if n]
+
     def _operand(self, name: str, axis: int, size: int) -> Values:
         """One operand along the result's channel axis (negative: counted from the end), broadcast to its size."""
         constant = self._network.constant(name)
@@ -311,8 +315,9 @@ class Numbering:
     def _constant_operand(self, constant: npt.NDArray[np.generic], axis: int, size: int) -> Values:
         """A constant is its values where it has one per channel, else a function known by its content."""
         along = constant.shape[axis] if constant.ndim >= -axis else 1
-        if constant.size == along and along in (1, size) and _numeric(constant):
-            numbers = np.broadcast_to(constant.reshape(-1).astype(np.float64), size)
+        lines = np.moveaxis(constant, axis, -1).reshape(-1, along) if along > 1 else constant.reshape(-1, 1)
+        if along in (1, size) and _numeric(constant) and len(lines) and (lines == lines[0]).all():
+            numbers = np.broadcast_to(lines[0].astype(np.float64), size)
             zeros = np.zeros(size)
             noise = self._trusted * eps_of(constant.dtype) * np.abs(numbers)
             return Values(axis, np.zeros(size, np.int64), zeros, numbers.copy(), zeros, noise)

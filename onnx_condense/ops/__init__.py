@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from onnx_condense.ops import conv, elementwise, fused, join, layout, linear, mixing, norm, pick, recurrent, spatial
+from onnx_condense.ops import (
+    conv,
+    elementwise,
+    fused,
+    join,
+    layout,
+    linear,
+    mixing,
+    norm,
+    pick,
+    recurrent,
+    rows,
+    spatial,
+)
 from onnx_condense.ops.calls import call_of
 from onnx_condense.ops.registry import (
     Activation,
@@ -41,5 +54,6 @@ __all__ = [
     "pinned_like",
     "recurrent",
     "registered",
+    "rows",
     "spatial",
 ]

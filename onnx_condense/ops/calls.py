@@ -11,8 +11,8 @@ from onnx_condense.ops.registry import Call, Value
 from onnx_condense.plan import IntArray
 
 # Where these ops read the sizes of their result; their own rules see to it that these stay right: Resize for sizes of
-# the tensor that it resizes, Expand and Reshape for any.
-_LAID_OUT = {"Expand": 1, "Reshape": 1, "Resize": 3}
+# the tensor that it resizes, the others for any.
+_LAID_OUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 
 # Where ops read numbers that may name a width.
 _NUMBERS = {"Expand": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "Slice": (1, 2), "Split": (1,), "Upsample": (1,)}

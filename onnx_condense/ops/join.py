@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnx_condense.network.known import Size
+from onnx_condense.network.shapes import Shape
 from onnx_condense.ops.layout import (
     COMPUTED_WIDTH,
     NOT_WHOLE,
@@ -166,9 +167,12 @@ def trace_tile(call: Call) -> Effect:
 def trace_expand(call: Call) -> Effect:
     """Axes of size 1 are repeated, none of which owns channels; a number that names the width follows it.
 
-    A size of a tensor's channels ties them to those that it names here; elsewhere it keeps them.
+    A size of a tensor's channels ties them to those that it names here; what is repeated so often has them for its own.
     """
     x, shape = call.operands[0], call.operands[1] if len(call.operands) > 1 else None
+    alone = x is not None and (x.labels is None or bool((x.labels == PINNED).all()))
+    if x is not None and alone and (found := spread(call, x.shape, shape)) is not None:
+        return found
     effect = Effect(None) if x is None or x.labels is None else _expanded(call, x.labels, shape)
     if shape is None or shape.known is None or call.apart:
         return effect
@@ -181,6 +185,24 @@ def trace_expand(call: Call) -> Effect:
         else:
             pins.append((entry.labels, SIZE_READ))
     return dataclasses.replace(effect, ties=tuple(ties), pins=tuple(pins))
+
+
+def spread(call: Call, own: Shape | None, sizes: Value | None) -> Effect | None:
+    """What holds one number for all channels of a tensor whose size a list names, laid out by that list.
+
+    own: its shape. sizes: the list. None where it is nothing of that kind.
+    """
+    known = () if sizes is None or sizes.known is None else sizes.known
+    lines = [
+        (at, entry.labels) for at, entry in enumerate(known) if isinstance(entry, Size) and entry.labels is not None
+    ]
+    if own is None or len(own) > len(known) or len(lines) != 1:
+        return None
+    at, line = lines[0]
+    if line.ndim != 1 or ((1,) * (len(known) - len(own)) + own)[at] != 1:
+        return None
+    labels = line.reshape([-1 if axis == at else 1 for axis in range(len(known))])
+    return checked(call, labels, labels)
 
 
 def _expanded(call: Call, labels: IntArray, shape: Value | None) -> Effect:
