@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from onnx_condense import condense
 from onnx_condense.network.model import load
 from onnx_condense.network.scattered import scattered
-from onnx_condense.ops import pick, rows
+from onnx_condense.ops import Call, Value, find, pick, rows
 from onnx_condense.ready import ready
 from onnx_condense.report.data import Report
 from onnx_condense.spaces import FIXED, find_spaces
@@ -109,6 +110,23 @@ def test_sums_that_do_not_start_at_zero_have_no_multiples() -> None:
     assert widths(condensed(network(body, half=np.array(0.5, np.float32)))) == [4, 5]
 
 
+CUT = (
+    AROUND
+    + """ to = Concat<axis = 0>(n, six) z = Expand(none, to) some = Slice(d, from, until) ds = Shape(some)
+    il = Concat<axis = 0>(ds, six) few = Unsqueeze(some, last) i = Expand(few, il) il2 = Shape(i)"""
+)
+
+
+@pytest.mark.parametrize(
+    ("cut", "part"), [(([0], [4]), "Slice(m, flat, il2)"), (([1], [2**62]), "Slice(m, lower, ms)")]
+)
+def test_messages_that_are_really_cut(cut: tuple[list[int], list[int]], part: str) -> None:
+    """Before and behind: what is put is not what was there before."""
+    body = MESSAGES + CUT + f" part = {part}" + PUT.replace("m)", "part)")
+    numbers = {"from": np.array(cut[0]), "until": np.array(cut[1]), "lower": np.array([1, 0])}
+    assert widths(condensed(network(body, **numbers)))[0] == 4
+
+
 @pytest.mark.parametrize("reduction", ["max", "min", "mul"])
 def test_what_is_not_added_up_has_to_be_equal(reduction: str) -> None:
     body = MESSAGES + LITERAL + PUT.replace("add", reduction)
@@ -145,6 +163,12 @@ def test_stored_numbers_and_a_stored_index(start: float) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("start", "last"), [(0.0, 4), (0.5, 5)])
+def test_rows_put_into_stored_numbers_that_are_alike(start: float, last: int) -> None:
+    proto = by_rows(np.full((ROWS, 6), start, np.float32))
+    assert widths(condense(proto, threads=1).report) == [4, last]
+
+
 def test_what_differs_from_channel_to_channel_stays() -> None:
     other = STORED.copy()
     other[2, 3] = (other[2, 3] + 1) % ROWS
@@ -153,20 +177,23 @@ def test_what_differs_from_channel_to_channel_stays() -> None:
     assert rows.STORED in {r.reason for r in report.refusals}
 
 
+def by_rows(start: npt.NDArray[np.float32]) -> onnx.ModelProto:
+    """As `fixed`, by ScatterND."""
+    proto = fixed(z=start, i=STORED)
+    node = next(n for n in proto.graph.node if n.op_type == "ScatterElements")
+    node.op_type, node.input[1] = "ScatterND", "column"
+    del node.attribute[0]
+    proto.graph.node.insert(len(proto.graph.node) - 2, onnx.helper.make_node("Unsqueeze", ["d", "last"], ["column"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
+    return proto
+
+
 def test_numbers_stored_for_every_channel_go_with_it() -> None:
     """By rows into numbers that differ: copies of the messages are none of what comes out."""
     start = np.random.default_rng(5).standard_normal((ROWS, 6)).astype(np.float32)
-    proto = fixed(z=start, i=STORED)
-    node = next(n for n in proto.graph.node if n.op_type == "ScatterElements")
-    node.op_type, node.input[1] = "ScatterND", "d1"
-    del node.attribute[0]
-    proto.graph.node.insert(len(proto.graph.node) - 2, onnx.helper.make_node("Unsqueeze", ["d", "minus"], ["d1"]))
-    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "minus"))
-    assert widths(condense(proto, threads=1).report) == [4, 6]
+    assert widths(condense(by_rows(start), threads=1).report) == [4, 6]
     start[:, 4] = start[:, 1]
-    proto.graph.initializer.remove(next(t for t in proto.graph.initializer if t.name == "z"))
-    proto.graph.initializer.append(numpy_helper.from_array(start, "z"))
-    assert widths(condense(proto, threads=1).report) == [4, 5]
+    assert widths(condense(by_rows(start), threads=1).report) == [4, 5]
 
 
 def test_an_index_of_its_own_for_every_channel_proves_nothing() -> None:
@@ -195,15 +222,22 @@ def test_what_has_to_stay(name: str) -> None:
     assert reason in {r.reason for r in view.refusals}
 
 
-def test_an_index_that_owns_channels_steers() -> None:
-    """Positions along rows that are computed from the channels."""
-    body = (
-        MESSAGES
-        + AROUND
-        + " q = Cast<to = 7>(m) to = Concat<axis = 0>(n, w6, w6) z = ConstantOfShape(to) r = GatherND(h, q)"
-    )
-    view = find_spaces(load(network(body)))
-    assert pick.STEERED in {r.reason for r in view.refusals}
+@pytest.mark.parametrize("op", ["GatherND", "ScatterND"])
+def test_an_index_that_owns_channels_steers(op: str) -> None:
+    rule = find("", op, 18)
+    assert rule is not None
+    x = Value("x", np.arange(1, 7).reshape(1, 6), (7, 6), None)
+    index = Value("i", np.array([[7, 8]]), (5, 2), None)
+    more = (x,) if op == "ScatterND" else ()
+    call = Call(0, {}, (x, index, *more), (7, 6), np.arange)
+    assert rule.guard(call) == pick.STEERED
+    assert not rule.guard(dataclasses.replace(call, operands=(x, dataclasses.replace(index, labels=None), *more)))
+
+
+@pytest.mark.parametrize("body", [MESSAGES + NATURAL + PUT, None], ids=["told by the messages", "stored"])
+def test_what_is_free_stays_as_it_was_written(body: str | None) -> None:
+    plain = load(by_rows(np.zeros((ROWS, 6), np.float32)) if body is None else network(body))
+    assert scattered(plain, lambda n: find_spaces(n).labels) is plain
 
 
 def test_nothing_is_written_anew_where_it_frees_nothing() -> None:
