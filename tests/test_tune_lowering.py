@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,11 @@ class Case:
         values = ",".join(f"{k}={v}" for k, v in self.attributes.items())
         more = ",".join("-" if m is None else "x".join(map(str, np.shape(m))) for m in self.more)
         return f"{self.op}-{self.opset}[{values}]({more})"
+
+
+def _ramp(*shape: int) -> npt.NDArray[np.float64]:
+    """Numbers of such a shape, none of them twice."""
+    return np.linspace(-1, 2, math.prod(shape)).reshape(shape)
 
 
 def case(op: str, *more: npt.ArrayLike | None, **fields: Any) -> Case:
@@ -234,6 +240,11 @@ MOVES = [
     case("Gather", np.array([1, 0, 1], np.int32)),
     case("GatherElements", np.array([[[0, 1, -1, 2, 0]], [[1, 1, 0, -2, 2]]]), axis=1),
     case("GatherND", np.array([[0, 1], [1, -1]])),
+    case("ScatterElements", np.array([[[0, 1, -1, 2, 0]], [[1, 1, 0, -2, 2]]]), _ramp(2, 1, 5), axis=1),
+    *(case("ScatterElements", np.array([[0, -1], [0, 1], [2, 1], [0, 0]]), _ramp(4, 2), shape=(3, 2), opset=18,
+           reduction=r) for r in ("add", "mul", "max", "min")),
+    case("ScatterND", np.array([[0, 1], [1, -1]]), _ramp(2, 5)),
+    case("ScatterND", np.array([[1], [-1], [1]]), _ramp(3, 2), shape=(3, 2), opset=18, reduction="add"),
     case("Expand", np.array([4, 1, 3, 1]), shape=(2, 3, 1)[1:]),
     case("Tile", np.array([1, 3, 2])),
     case("Pad", np.array([0, 1, -2, 0, 2, 1])),
@@ -431,6 +442,7 @@ REFUSED = [
     (case("BatchNormalization", *norm_operands(3), spatial=0, opset=7), "spatial"),
     (case("ArgMax", select_last_index=1), "select_last_index"),
     (case("GatherND", np.array([[0], [1]]), batch_dims=1), "batch_dims"),
+    (case("ScatterND", np.array([[1]]), _ramp(1, 3, 5), opset=18, reduction="max"), "reduction = max"),
     (case("LayerNormalization", norm_operands(5)[0], stash_type=16), "stash_type"),
     (case("Resize", None, np.array([1.0, 1, 2, 2]), shape=_MAP, mode="cubic"), "mode = cubic"),
     (case("Resize", None, np.array([1.0, 1, 0.5, 0.5]), shape=_MAP, mode="linear", antialias=1), "antialias"),

@@ -101,7 +101,7 @@ def _laid(network: Network, name: str, width: int, *, several: bool) -> _Laid | 
         return None
     sizes = maker.inputs[-1]
     known = network.known(sizes) or ()
-    if not known or isinstance(known[-1], Size):
+    if not known:
         return None
     if maker.op == "ConstantOfShape":
         value = maker.attributes.get("value")

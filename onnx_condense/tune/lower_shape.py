@@ -121,32 +121,6 @@ def _sliced(x: Tensor, axis: int, part: slice) -> Tensor:
     return x.index_select(axis, indices(np.arange(high, min(low, size - 1), part.step), x))
 
 
-def _gather(step: Step) -> Run:
-    axis = step.get("axis", 0)
-
-    def run(x: Tensor, index: Tensor) -> Tensor:
-        at = axis % x.ndim
-        positive = torch.where(index < 0, index + x.shape[at], index).to(torch.int64)
-        picked = x.index_select(at, positive.reshape(-1))
-        return picked.reshape(x.shape[:at] + index.shape + x.shape[at + 1 :])
-
-    return run
-
-
-def _gather_elements(step: Step) -> Run:
-    axis = step.get("axis", 0)
-
-    def run(x: Tensor, index: Tensor) -> Tensor:
-        return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index).to(torch.int64))
-
-    return run
-
-
-def _gather_nd(step: Step) -> Run:
-    step.only("batch_dims", 0)
-    return lambda x, index: x[index.to(torch.int64).unbind(-1)]
-
-
 def _expand(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(np.broadcast_shapes(x.shape, tuple(integers(shape))))
 
@@ -270,9 +244,6 @@ RULES: Mapping[str, Rule] = {
     "Concat": Rule(_concat),
     "Split": _listed(_split, 1),
     "Slice": _listed(_slice, 1, 2, 3, 4),
-    "Gather": Rule(_gather, fixed=frozenset({1})),
-    "GatherElements": Rule(_gather_elements, fixed=frozenset({1})),
-    "GatherND": Rule(_gather_nd, fixed=frozenset({1})),
     "Expand": _as_it_is(_expand, [1]),
     "Tile": _as_it_is(_tile, [1]),
     "Pad": _listed(_pad, 1, 2, 3),

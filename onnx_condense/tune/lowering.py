@@ -13,12 +13,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_condense.network.model import Network, Node
-from onnx_condense.tune import lower_conv, lower_math, lower_resize, lower_shape
+from onnx_condense.tune import lower_conv, lower_math, lower_resize, lower_rows, lower_shape
 from onnx_condense.tune.step import RefusedError, Rule, Run, Step
 
 RULES: Mapping[tuple[str, str], Rule] = {
     ("", op): rule
-    for table in (lower_math.RULES, lower_conv.RULES, lower_shape.RULES, lower_resize.RULES)
+    for table in (lower_math.RULES, lower_conv.RULES, lower_shape.RULES, lower_rows.RULES, lower_resize.RULES)
     for op, rule in table.items()
 }
 
