@@ -18,7 +18,7 @@ from onnx_condense.network.summed import summed
 from onnx_condense.ready import ready
 from onnx_condense.spaces import find_spaces
 
-KINDS = ("sum", "sum that stays", "einsum")
+KINDS = ("sum", "sum that stays", "einsum", "many points", "many points first")
 # Of `operator`: 0 is zero, 3 and 9 are what 5 is, times 2 and -1 on one side.
 WIDTH, LEFT = 16, 13
 
@@ -26,7 +26,8 @@ WIDTH, LEFT = 16, 13
 def operator(kind: str, *, opset: int = 17, dtype: type = np.float32, planted: bool = True) -> onnx.ModelProto:
     """A branch and a trunk of two layers each, whose answers are multiplied and summed."""
     rng = np.random.default_rng(0)
-    net = Net({"u": ["N", 12], "t": ["N", 3]}, opset=opset, dtype=dtype)
+    points = kind.startswith("many points")
+    net = Net({"u": ["N", 12], "t": ["N", 7, 3] if points else ["N", 3]}, opset=opset, dtype=dtype)
     branch, trunk = rng.standard_normal((20, WIDTH)) / 4, rng.standard_normal((20, WIDTH)) / 4
     if planted:
         branch[:, [3, 9]] = branch[:, [5, 5]] * [[2, -1]]
@@ -39,6 +40,10 @@ def operator(kind: str, *, opset: int = 17, dtype: type = np.float32, planted: b
     if kind == "einsum":
         net.node("Einsum", b, t, equation="bi, bi -> b", out="y")
         return net.model({"y": ["N"]})
+    if points:
+        pair, terms = ((b, t), "bi,bni") if kind == "many points" else ((t, b), "bni,bi")
+        net.node("Einsum", *pair, equation=f"{terms}->bn", out="y")
+        return net.model({"y": ["N", 7]})
     stays = kind == "sum that stays"
     axes = {"axes": [-1]} if opset < 13 else {}
     stored = [net.weight("axes", np.array([-1]))] if opset >= 13 else []
@@ -63,6 +68,19 @@ def test_channels_that_are_summed_go(kind: str, opset: int, dtype: type) -> None
     assert before.shape == after.shape
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(after, before, rtol=0, atol=float(200 * eps * np.abs(before).max()))
+
+
+def test_factors_whose_axes_come_in_another_order_stay() -> None:
+    rng = np.random.default_rng(0)
+    net = Net({"u": ["N", 4, 12], "t": [4, "N", 3]})
+    rows = rng.standard_normal((3, WIDTH))
+    rows[:, 5] = rows[:, 2]
+    last = rng.standard_normal((12, WIDTH))
+    last[:, 5] = last[:, 2]
+    pair = (net.node("MatMul", "t", net.weight("t2", rows)), net.node("MatMul", "u", net.weight("b2", last)))
+    net.node("Einsum", *pair, equation="nbi,bni->bn", out="y")
+    dense = net.model({"y": ["N", 4]})
+    assert run(dense).model.SerializeToString() == dense.SerializeToString()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,6 +135,18 @@ REFUSED: dict[str, list[onnx.NodeProto]] = {
     "a square as an einsum": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,bi->b")],
     "of integers": [helper.make_node("Cast", ["h"], ["i"], to=6), helper.make_node("ReduceSum", ["i", "one"], ["y"])],
     "a sum of another axis": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,bi->i")],
+    "of one number over and over": [
+        helper.make_node("ReduceMean", ["h"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Einsum", ["m", "h"], ["y"], equation="bi,bi->b"),
+    ],
+    "points before rows": [
+        helper.make_node("Unsqueeze", ["h", "one"], ["k"]),
+        helper.make_node("Einsum", ["h", "k"], ["y"], equation="bi,bni->nb"),
+    ],
+    "rows in another order": [
+        helper.make_node("Unsqueeze", ["h", "one"], ["k"]),
+        helper.make_node("Einsum", ["k", "k"], ["y"], equation="nbi,bni->bn"),
+    ],
     "products of rows": [helper.make_node("Einsum", ["h", "h"], ["y"], equation="bi,ni->bn")],
 }
 
@@ -130,7 +160,7 @@ def test_what_is_no_sum_over_channels(name: str) -> None:
         if key in read:
             net.weight(key, np.array(value))
     net.nodes += REFUSED[name]
-    rank = 1 if name in ("a sum of another axis", "a square as an einsum") else 2
+    rank = 1 if name in ("a sum of another axis", "a square as an einsum", "of one number over and over") else 2
     ends = [helper.make_tensor_value_info("y", 6 if name == "of integers" else 1, [None] * rank)]
     graph = helper.make_graph(net.nodes, "g", net.inputs, ends, net.stored)
     network = live(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))

@@ -17,9 +17,10 @@ from onnx_condense.metrics.measurement import OutputMeasure
 from onnx_condense.network.folded import folded
 from onnx_condense.network.live import live
 from onnx_condense.network.model import Network, load
-from onnx_condense.network.multiplied import multiplied
+from onnx_condense.network.multiplied import multiplied, weighed
 from onnx_condense.proving.coverage import rare
 from onnx_condense.proving.rechecking import recheck
+from onnx_condense.spaces import find_spaces
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
 F = np.float32
@@ -281,6 +282,57 @@ def test_channels_of_heads_that_an_einsum_writes_or_sums_go(kind: str) -> None:
     found = condense(proto, threads=1, allow_slower=True)
     assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(4, 3)]
     assert_same_outputs(proto, found.model, eps=1e-5)
+
+
+WEIGHED = ["bhqk,bkhe->bqhe", "bkhe,bhqk->bqhe", "bhqk,bkhe->bhqe", "bhqk,bkhe->qbhe"]
+
+
+def attention(equation: str) -> tuple[onnx.ModelProto, Array]:
+    """As Keras and Flax write it: two heads of four; place 2 of the values is a multiple of place 0 in both."""
+    weights = {name: normal(5, 2, 4, seed=seed) for seed, name in enumerate("qkv")}
+    weights["v"][:, :, 2] = 1.5 * weights["v"][:, :, 0]
+    pair = "p, vs" if equation.startswith("bhqk") else "vs, p"
+    text = f"{HEAD} agraph (float[N, 6, 5] x) => (float[N, 6, 3] y) {{ "
+    text += " ".join(f'{n}s = Einsum<equation = "abc,cde->abde">(x, {n})' for n in "qkv")
+    text += ' s = Einsum<equation = "bqhe,bkhe->bhqk">(qs, ks) p = Softmax<axis = -1>(s)'
+    text += f' z0 = Einsum<equation = "{equation}">({pair})'
+    order = {"bqhe": (0, 1, 2, 3), "bhqe": (0, 2, 1, 3), "qbhe": (1, 0, 2, 3)}[equation[-4:]]
+    text += f' z = Transpose<perm = {list(order)}>(z0) y = Einsum<equation = "abcd,cde->abe">(z, o) }}'
+    return text_model(text, weights | {"o": normal(2, 4, 3, seed=4)}), weights["v"]
+
+
+@pytest.mark.parametrize("equation", WEIGHED)
+def test_values_that_an_einsum_weighs_go(equation: str) -> None:
+    proto, _ = attention(equation)
+    found = condense(proto, threads=1, allow_slower=True)
+    assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(4, 3)]
+    # Queries and keys stay an Einsum: no channels go there.
+    assert [n.op_type for n in found.model.graph.node].count("Einsum") == 1
+    assert_same_outputs(proto, found.model, eps=1e-5)
+
+
+def test_answers_of_experts_that_a_gate_weighs_go() -> None:
+    """Each of three writes six channels, of which the last is the first in all of them."""
+    first, last = normal(3, 4, 6), normal(6, 2, seed=1)
+    first[:, :, 5] = first[:, :, 0]
+    text = f"{HEAD} agraph (float[N, 4] x, float[N, 3] g) => (float[N, 2] y) {{ "
+    text += 'z = Einsum<equation = "bi,eio->beo">(x, w) m = Einsum<equation = "be,beo->bo">(g, z) '
+    proto = text_model(text + "h = Tanh(m) y = MatMul(h, v) }", {"w": first, "v": last})
+    found = condense(proto, threads=1, allow_slower=True)
+    assert [(s.before, s.after) for s in found.report.spaces if s.after < s.before] == [(6, 5)]
+    assert_same_outputs(proto, found.model, eps=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["bi,bj->bij", "bhk,bke->bh", "bhk,bkf->bfh", "bhk,bkef->bhef", "bhk,bke->bhe"])
+def test_einsums_of_two_tensors_that_are_left(equation: str) -> None:
+    """No sum, none left alone, channels on another axis, two axes of them; or nothing there could go."""
+    letters = {"b": 2, "h": 3, "k": 4, "e": 5, "f": 6, "i": 7, "j": 8}
+    terms = equation.split("->", maxsplit=1)[0].split(",")
+    inputs = ", ".join(f"float{[letters[n] for n in term]} x{at}" for at, term in enumerate(terms))
+    text = f"{HEAD} agraph ({inputs}) => (float{[letters[n] for n in equation.split('->')[1]]} y) {{ "
+    text += f'y = Einsum<equation = "{equation}">(x0, x1) }}'
+    network = load(text_model(text, {}))
+    assert weighed(network, lambda n: find_spaces(n).labels) is network
 
 
 def test_channels_between_einsums_go() -> None:

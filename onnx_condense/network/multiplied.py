@@ -1,4 +1,4 @@
-"""Einsums with a stored weight, as the products that they are.
+"""Einsums as the products that they are: with a stored weight, or of two computed tensors.
 
 A rule for channels knows products of matrices and stacks of matrices. An Einsum of a tensor and a weight that sums over
 one axis is such a product once axes stand where a product has them, and one that sums over several once these are one.
@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_condense.network.freeing import Labels, freeing
 from onnx_condense.network.live import DEFAULTS, prune
 from onnx_condense.network.model import Network
 from onnx_condense.network.names import Names
@@ -47,7 +48,32 @@ class _Product:
 
 def multiplied(network: Network) -> Network:
     """A network with products for its Einsums; `network` itself where none is a product with a stored weight."""
-    found = {node.index: product for node in network.nodes if (product := _product(network, node))}
+    return _written(network, {node.index: product for node in network.nodes if (product := _product(network, node))})
+
+
+def weighed(network: Network, labels: Labels) -> Network:
+    """A network with products for its Einsums of two computed tensors, where channels can go then that had to stay.
+
+    Attention weighs values so: each channel of them by itself, which a rule for Einsum would not know.
+
+    Args:
+        network: as it is.
+        labels: tells which channels can go.
+
+    Returns:
+        `network` itself where there is no such place.
+    """
+    products = [(node, product) for node in network.nodes if (product := _pair(network, node))]
+
+    def write(places: Sequence[tuple[Node, _Product]]) -> tuple[Network, list[tuple[str]]]:
+        found = {node.index: product for node, product in places}
+        return _written(network, found), [(node.inputs[product.at],) for node, product in places]
+
+    return freeing(network, products, write, labels)
+
+
+def _written(network: Network, found: Mapping[int, _Product]) -> Network:
+    """A network with products for some nodes, by index; itself for none."""
     if not found:
         return network
     proto = onnx.ModelProto()
@@ -63,25 +89,41 @@ def multiplied(network: Network) -> Network:
 
 
 def _product(network: Network, node: Node) -> _Product | None:
-    """The product that a node is, or None."""
-    hidden = _USED & network.functions
+    """The product with a stored weight that a node is, or None."""
+    terms = _einsum(network, node)
     stored = [bool(network.root(name)) for name in node.inputs]
-    if node.domain or node.op != "Einsum" or hidden or len(stored) != 2 or sum(stored) != 1:
+    if terms is None or sum(stored) != 1:
         return None
     at = stored.index(True)
+    shape = network.shape(node.inputs[at]) or ()
+    sizes = {letter: n for letter, n in zip(terms[at], shape, strict=True) if isinstance(n, int)}
+    return _by_a_matrix(at, terms, sizes) or _laid_out(at, terms[at], terms[1 - at], terms[2])
+
+
+def _pair(network: Network, node: Node) -> _Product | None:
+    """The product of two computed tensors that a node is, one of which has channels of its own along its last axis."""
+    terms = _einsum(network, node)
+    if terms is None or any(network.root(name) for name in node.inputs):
+        return None
+    for at in (1, 0):
+        if terms[at] and terms[at][-1] not in terms[1 - at]:
+            return _laid_out(at, terms[at], terms[1 - at], terms[2])
+    return None
+
+
+def _einsum(network: Network, node: Node) -> tuple[str, str, str] | None:
+    """The letters of an Einsum of two tensors of floats that says the same as a product; None for other nodes."""
+    if node.domain or node.op != "Einsum" or _USED & network.functions or len(node.inputs) != 2:
+        return None
     terms = _terms(str(node.attributes.get("equation", "")))
     first, second = (network.shape(name) or () for name in node.inputs)
-    ranks = (len(first), len(second))
-    if not terms or ranks != (len(terms[0]), len(terms[1])) or network.dtype(node.inputs[at]).kind != "f":
+    kinds = {network.dtype(name).kind for name in node.inputs}
+    if not terms or (len(first), len(second)) != (len(terms[0]), len(terms[1])) or kinds != {"f"}:
         return None
     # An Einsum sums one number over and over where the other operand has many, which no product does.
     summed = (set(terms[0]) & set(terms[1])) - set(terms[2])
-    even = all(first[terms[0].index(n)] == second[terms[1].index(n)] for n in summed)
-    if not even:
-        return None
-    shape = (first, second)[at]
-    sizes = {letter: n for letter, n in zip(terms[at], shape, strict=True) if isinstance(n, int)}
-    return _by_a_matrix(at, terms, sizes) or _laid_out(at, terms[at], terms[1 - at], terms[2])
+    sizes = [(first[terms[0].index(n)], second[terms[1].index(n)]) for n in summed]
+    return terms if all(one == other is not None for one, other in sizes) else None
 
 
 def _by_a_matrix(at: int, terms: Sequence[str], sizes: Mapping[str, int]) -> _Product | None:

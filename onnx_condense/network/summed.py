@@ -22,10 +22,10 @@ from onnx_condense.network.model import Network
 from onnx_condense.network.names import Names
 from onnx_condense.network.nodes import Node
 
-# From this opset on Squeeze has its axes as an operand.
+# From this opset on Squeeze and Unsqueeze have their axes as an operand.
 _OPERANDS = 13
 # Ops that are put in.
-_PUT = frozenset(("", op) for op in ("Constant", "MatMul", "Mul", "Squeeze"))
+_PUT = frozenset(("", op) for op in ("Constant", "MatMul", "Mul", "Squeeze", "Unsqueeze"))
 # Pow is nearly always a square.
 _NEVER_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Pow", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt")
 
@@ -35,6 +35,7 @@ class _Sum:
     """A sum over the last axis; factors: what is summed, or two tensors whose products are.
 
     axis: the one that is summed over; width: its size; stays: whether the result has an axis of one in its place.
+    ones: axes that the first factor has not, and the product has.
     """
 
     node: Node
@@ -42,6 +43,7 @@ class _Sum:
     axis: int
     width: int
     stays: bool
+    ones: tuple[int, ...] = ()
 
 
 def summed(network: Network, labels: Labels) -> Network:
@@ -66,12 +68,13 @@ def summed(network: Network, labels: Labels) -> Network:
 
 def _sum(network: Network, node: Node) -> _Sum | None:
     """The sum over the last axis that a node is, or None."""
-    names = _factors(network, node)
-    shapes = [network.shape(name) for name in names]
-    if not shapes or not shapes[0] or network.dtype(names[0]).kind != "f":
+    names, ones = _factors(network, node)
+    shapes = [network.shape(name) or () for name in names]
+    if not all(shapes) or not shapes or network.dtype(names[0]).kind != "f":
         return None
-    width, axis = shapes[0][-1], len(shapes[0]) - 1
-    if any(not shape or (len(shape) - 1, shape[-1]) != (axis, width) for shape in shapes):
+    # The axes of one that the first factor gets count, too.
+    width, axis = shapes[0][-1], len(shapes[0]) + len(ones) - 1
+    if any((len(shape), shape[-1]) != (axis + 1, width) for shape in shapes[1:]):
         return None
     if not isinstance(width, int) or width < 2 or all(network.root(name) for name in names):
         return None
@@ -79,7 +82,7 @@ def _sum(network: Network, node: Node) -> _Sum | None:
     if _never_negative(network, *names):
         return None
     if node.op == "Einsum":
-        return _Sum(node, names, axis, width, stays=False)
+        return _Sum(node, names, axis, width, stays=False, ones=ones)
     axes = [a % (axis + 1) for a in numbers_of(network, node, 1, "axes")]
     return _Sum(node, names, axis, width, bool(node.attributes.get("keepdims", 1))) if axes == [axis] else None
 
@@ -94,16 +97,26 @@ def _never_negative(network: Network, *factors: str) -> bool:
     return all(maker is not None and standard(network, maker, *_NEVER_NEGATIVE) for maker in makers)
 
 
-def _factors(network: Network, node: Node) -> tuple[str, ...]:
-    """What is summed: a tensor, or two that are multiplied element by element; nothing if it is another op."""
+def _factors(network: Network, node: Node) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """What is summed: a tensor, or two that are multiplied element by element; nothing if it is another op.
+
+    Returns:
+        Their names, and the axes of the second one that the first has not.
+    """
     if standard(network, node, "ReduceSum"):
-        return node.inputs[:1]
+        return node.inputs[:1], ()
     if not standard(network, node, "Einsum") or len(node.inputs) != 2:
-        return ()
+        return (), ()
     sides = str(node.attributes.get("equation", "")).replace(" ", "").split("->")
-    terms = sides[0].split(",")
-    plain = len(sides) == 2 and terms[0].isalpha() and len(set(terms[0])) == len(terms[0]) > 1
-    return node.inputs if plain and terms == [terms[0]] * 2 and sides[1] == terms[0][:-1] else ()
+    # The shorter one first: it is what is laid out along the axes of the other.
+    pairs = sorted(zip(sides[0].split(","), node.inputs, strict=False), key=lambda pair: len(pair[0]))
+    terms, names = [term for term, _ in pairs], tuple(name for _, name in pairs)
+    plain = len(sides) == len(terms) == 2 and all(t.isalpha() and len(set(t)) == len(t) for t in terms)
+    if not plain or sides[1] != terms[1][:-1] or terms[0][-1] != terms[1][-1] or len(terms[1]) < 2:
+        return (), ()
+    ones = tuple(at for at, letter in enumerate(terms[1]) if letter not in terms[0])
+    laid = "".join(letter for letter in terms[1] if letter in terms[0])
+    return (names, ones) if laid == terms[0] else ((), ())
 
 
 def _with_products(network: Network, sums: Sequence[_Sum]) -> Network:
@@ -129,9 +142,17 @@ def _nodes(network: Network, found: _Sum, names: Names) -> list[onnx.NodeProto]:
         return name
 
     node, result, x = found.node, found.node.outputs[0], found.factors[0]
+    if found.ones:
+        laid = names.fresh(f"{x}_laid_out")
+        if node.opset < _OPERANDS:
+            made.append(helper.make_node("Unsqueeze", [x], [laid], axes=list(found.ones)))
+        else:
+            made.append(helper.make_node("Unsqueeze", [x, stored("axes", np.array(found.ones))], [laid]))
+        x = laid
     if len(found.factors) > 1:
+        factors = [x, found.factors[1]]
         x = names.fresh(f"{result}_factors")
-        made.append(helper.make_node("Mul", found.factors, [x]))
+        made.append(helper.make_node("Mul", factors, [x]))
     ones = stored(f"{result}_weight", np.ones((found.width, 1), network.dtype(found.factors[0])))
     out = result if found.stays else names.fresh(f"{result}_product")
     made.append(helper.make_node("MatMul", [x, ones], [out], name=node.name))
