@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import onnx
 
+from onnx_condense.network.broadcast import broadcast
 from onnx_condense.network.folded import folded
 from onnx_condense.network.live import live
 from onnx_condense.network.model import Network, load
@@ -22,15 +23,15 @@ from onnx_condense.spaces import find_spaces
 def ready(source: str | os.PathLike[str] | onnx.ModelProto) -> Network:
     """A network in a form that answers the same, to rounding, and can be narrowed in more places.
 
-    Dead nodes go; weights worked out from stored numbers are stored; Einsum becomes MatMul; sizes worked out are stored
-    where inference is sure; what is put by index is as wide as what is put; sums over channels become products; grids
-    that hold several tensors are taken apart. Where none of that applies it is the network as it came, which `given`
-    always is.
+    Dead nodes go; weights worked out from stored numbers are stored; Einsum becomes MatMul; nothing is laid out that
+    element-wise ops repeat themselves; sizes worked out are stored where inference is sure; what is put by index is as
+    wide as what is put; sums over channels become products; grids that hold several tensors are taken apart. Where none
+    of that applies it is the network as it came, which `given` always is.
 
     Raises:
         ModelError: it can't be read, or is no valid network.
     """
-    found = settled(multiplied(folded(live(load(source)))))
+    found = settled(broadcast(multiplied(folded(live(load(source))))))
     for write in (weighed, scattered, summed, parted):
         found = write(found, _labels)
     return found

@@ -92,7 +92,7 @@ DOORS: dict[str, frozenset[str]] = {
         f"tune.{name}"
         for name in (
             *("losses", "network", "soap", "step", "training"),
-            *("lower_conv", "lower_math", "lower_resize", "lower_shape"),
+            *("lower_conv", "lower_math", "lower_resize", "lower_rows", "lower_shape"),
         )
     ),
 }
