@@ -145,9 +145,10 @@ def too_little(network: Network, found: Candidate, goal: Goal, work: Work) -> st
     left = [now / max(then, 1) for now, then in zip((found.parameters, work.of(after)), before, strict=True)]
     if left[0] < 1.0 and (goal.sized or min(left) <= 1.0 - WORTH):
         return ""
+    parameters, macs = (f"{100 * max(1.0 - kept, 0.0):.2g} % of the" for kept in left)
     return (
         f"a fit was given back: an error of {found.proved.error:.2g} is too much for "
-        f"{100 * max(1.0 - left[0], 0.0):.2g} % of the parameters"
+        f"{parameters} parameters and {macs} multiply-accumulates"
     )
 
 
@@ -235,8 +236,16 @@ def _why_none(network: Network, view: ChannelView, goal: Goal, notes: Sequence[s
 def _used_often(network: Network, view: ChannelView) -> list[str]:
     """Weights that several linear ops use."""
     places = (use.weight for use in view.linear)
-    uses = collections.Counter(network.root(network.nodes[at.node].inputs[at.position]) for at in places)
+    uses = collections.Counter(_stored(network, network.nodes[at.node].inputs[at.position]) for at in places)
     return [name for name, count in uses.items() if name and count > 1]
+
+
+def _stored(network: Network, name: str) -> str:
+    """What a weight is stored as: transposed it is the same one; "" where it is computed."""
+    root = network.root(name)
+    while made := network.sources(root):
+        root = network.root(made[0])
+    return root
 
 
 def _why_pinned(network: Network, view: ChannelView) -> str:

@@ -85,3 +85,11 @@ def test_what_makes_the_result_larger_stays(name: str) -> None:
     given = {i.name: feed[i.name] for i in NEEDED[name].graph.input}
     for one, other in zip(outputs(NEEDED[name], given), outputs(found.proto, given), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_sizes_that_nobody_named_may_differ() -> None:
+    proto = network("r = Shape<end = 1>(k) s = Concat<axis = 0>(r, six)", rows="N", out="M", more=", float[M, 1] k")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].ClearField("dim_param")
+    plain = load(proto)
+    assert broadcast(plain) is plain

@@ -87,3 +87,17 @@ def test_where_narrowing_takes_copies_the_reason_says_so(*, tied: bool) -> None:
     assert reason is not None
     copies = " and leave fewer parameters: W and 1 more weight are stored once and used often, so that narrowing may"
     assert reason.text == "no channel can go within tolerance 1e-05" + f"{copies} take copies" * tied
+
+
+def test_a_network_that_gives_its_own_derivative_is_told_which_weight_is_used_often() -> None:
+    """Where the weight is transposed for that, it is the same one."""
+    text = """<ir_version: 9, opset_import: ["" : 18]> agraph (float[N, 2] x) => (float[N, 1] y, float[N, 2] d) {
+        z = MatMul(x, w) h = Tanh(z) y = MatMul(h, v) hh = Mul(h, h) left = Sub(one, hh)
+        vt = Transpose(v) wt = Transpose(w) g = Mul(left, vt) d = MatMul(g, wt) }"""
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.standard_normal((2, 30)), "v": rng.standard_normal((30, 1)), "one": np.array(1.0)}
+    proto = text_model(text, {name: value.astype(np.float32) for name, value in stored.items()})
+    x = rng.standard_normal((300, 2)).astype(np.float32)
+    reason = condense(proto, calibration=x, tolerance=1e-7, threads=1).report.reason
+    assert reason is not None
+    assert "w is stored once and used often" in reason.text
