@@ -127,6 +127,40 @@ def test_messages_that_are_really_cut(cut: tuple[list[int], list[int]], part: st
     assert widths(condensed(network(body, **numbers)))[0] == 4
 
 
+BATCHES = {
+    "by elements": """to = Concat<axis = 0>(n, seven, six) z = ConstantOfShape(to) il = Concat<axis = 0>(n, minus, six)
+        ones = ConstantOfShape<value = int64[1] {1}>(three) least = Mul(ones, minus) open = Equal(il, least)
+        ends = Where(open, ones, il) i = Expand(column, ends) is = Shape(i) part = Slice(m, flat3, is)
+        r = ScatterElements<axis = 1, reduction = "add">(z, i, part)""",
+    "by rows": """to = Concat<axis = 0>(n, seven, six) z0 = Expand(none, to) z = Transpose<perm = [1, 0, 2]>(z0)
+        u1 = Transpose<perm = [1, 0, 2]>(m) r0 = ScatterND<reduction = "add">(z, rows, u1)
+        r = Transpose<perm = [1, 0, 2]>(r0)""",
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_meshes_of_a_batch(name: str) -> None:
+    """One mesh, with an index that is stored; as PyTorch writes scatter_add and index_add along the second axis."""
+    text = """<ir_version: 9, opset_import: ["" : 18]> g (float[n, 7, 3] x) => (float[n, 7, 2] y) {
+        xs = Shape(x) n = Slice(xs, zero, one) a = MatMul(x, w) h = Relu(a) hs = Gather<axis = 1>(h, s)
+        u = MatMul(hs, v) m = Relu(u) """
+    proto = onnx.parser.parse_model(text + BATCHES[name] + " y = MatMul(r, o) }")
+    rng = np.random.default_rng(3)
+    at = rng.integers(0, ROWS, (2, EDGES))
+    every = {"w": redundant((3, 6), 0), "v": redundant((6, 6), 1), "o": rng.standard_normal((6, 2)).astype(np.float32)}
+    every |= {"none": np.array(0, np.float32), "s": at[0], "column": at[1][None, :, None], "rows": at[1][:, None]}
+    numbers = {"zero": [0], "one": [1], "three": [3], "six": [6], "seven": [ROWS], "minus": [-1], "flat3": [0, 0, 0]}
+    every |= {k: np.array(v) for k, v in numbers.items()}
+    read = {n for node in proto.graph.node for n in node.input}
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in every.items() if k in read)
+    found = condense(proto, threads=1)
+    assert widths(found.report) == [4, 4]
+    for count in (1, 4):
+        given = {"x": rng.standard_normal((count, ROWS, 3)).astype(np.float32)}
+        for one, other in zip(outputs(proto, given), outputs(found.model, given), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("reduction", ["max", "min", "mul"])
 def test_what_is_not_added_up_has_to_be_equal(reduction: str) -> None:
     body = MESSAGES + LITERAL + PUT.replace("add", reduction)

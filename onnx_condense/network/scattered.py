@@ -33,12 +33,13 @@ class _Laid:
     """A tensor that says the same of all channels: what is repeated along the last axis, and by which list.
 
     value: one number or a column; source: a computed column instead. sizes: of the axes before the last, or the list of
-    all sizes that is stored or computed somewhere.
+    all sizes that is stored or computed somewhere. order: in which the axes before the last of that list come.
     """
 
     sizes: tuple[int, ...] | str
     value: Array | None = None
     source: str = ""
+    order: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +94,23 @@ def _laid(network: Network, name: str, width: int, *, several: bool) -> _Laid | 
 
     several: it may hold a number for every row.
     """
-    shape, maker = network.shape(name), network.producers.get(name)
+    maker = network.producers.get(name)
     if network.root(name):
         stored = network.constant(name)
         return None if stored is None else _stored(stored, width, several=several)
-    if maker is None or not shape or shape[-1] != width or not standard(network, maker, "ConstantOfShape", "Expand"):
+    if maker is not None and standard(network, maker, "Transpose"):
+        return _turned(network, maker, width)
+    if maker is None or not standard(network, maker, "ConstantOfShape", "Expand"):
         return None
-    sizes = maker.inputs[-1]
+    return _repeated(network, maker, width, several=several)
+
+
+def _repeated(network: Network, maker: Node, width: int, *, several: bool) -> _Laid | None:
+    """One number, or a column, repeated by a list that ends in the width."""
+    sizes, shape = maker.inputs[-1], network.shape(maker.outputs[0]) or (None,)
     known = network.known(sizes) or ()
-    if not known:
+    # Inference may not know the result of a list that is handed on.
+    if not known or width not in (known[-1], shape[-1]):
         return None
     if maker.op == "ConstantOfShape":
         value = maker.attributes.get("value")
@@ -111,6 +120,15 @@ def _laid(network: Network, name: str, width: int, *, several: bool) -> _Laid | 
         return _Laid(sizes, stored.reshape(1))
     column = several and own and len(own) == len(known) and own[-1] == 1
     return _Laid(sizes, source=maker.inputs[0]) if column else None
+
+
+def _turned(network: Network, maker: Node, width: int) -> _Laid | None:
+    """One number throughout whose axes before the last were put in another order."""
+    laid = _laid(network, maker.inputs[0], width, several=False)
+    order = tuple(maker.attributes.get("perm", ()))
+    if laid is None or isinstance(laid.sizes, tuple) or laid.order or not order or order[-1] != len(order) - 1:
+        return None
+    return dataclasses.replace(laid, order=order[:-1])
 
 
 def _stored(value: Array, width: int, *, several: bool) -> _Laid | None:
@@ -190,6 +208,8 @@ class _Layout:
         if isinstance(ahead, str):
             first, last = self._stored(np.array([0])), self._stored(np.array([-1]))
             rows = self._node("Slice", [ahead, first, last])
+            if laid.order:
+                rows = self._node("Gather", [rows, self._stored(np.array(laid.order))])
         else:
             rows = self._stored(np.array(ahead, np.int64))
         sizes = self._node("Concat", [rows, self._width], axis=0)
