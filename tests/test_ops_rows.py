@@ -48,6 +48,7 @@ def network(body: str, **stored: Array) -> onnx.ModelProto:
     every: dict[str, Array] = {k: np.array(v) for k, v in numbers.items()}
     every |= {"first": np.array(0), "second": np.array(1), "none": np.array(0, np.float32)}
     every |= {"w": redundant((3, 6), 0), "v": redundant((6, 6), 1), "b": redundant((1, 6), 2)[0]}
+    every |= {"w8": rng.standard_normal((3, 8)).astype(np.float32), "v8": np.eye(8, 6, dtype=np.float32)}
     every |= {"o": rng.standard_normal((6, 2)).astype(np.float32)} | stored
     read = {name for node in proto.graph.node for name in node.input}
     proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in every.items() if k in read)
@@ -197,6 +198,18 @@ def test_stored_numbers_and_a_stored_index(start: float) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_stored_index_of_one_row() -> None:
+    """What is put is the first row of the messages."""
+    proto = fixed(z=np.zeros((ROWS, 6), np.float32), i=STORED[:1])
+    node = next(n for n in proto.graph.node if n.op_type == "ScatterElements")
+    at = list(proto.graph.node).index(node)
+    node.input[2] = "part"
+    proto.graph.node.insert(at, onnx.helper.make_node("Slice", ["m", "from", "until"], ["part"]))
+    for name, value in {"from": [0], "until": [1]}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    assert widths(condense(proto, threads=1).report) == [4, 4]
+
+
 @pytest.mark.parametrize(("start", "last"), [(0.0, 4), (0.5, 5)])
 def test_rows_put_into_stored_numbers_that_are_alike(start: float, last: int) -> None:
     proto = by_rows(np.full((ROWS, 6), start, np.float32))
@@ -240,6 +253,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "along the channels": (MESSAGES + LITERAL + PUT.replace("axis = 0", "axis = 1"), rows.ALONG),
     "from the end": (MESSAGES + LITERAL + PUT.replace("axis = 0", "axis = -1"), rows.ALONG),
     "into an input": (MESSAGES + NATURAL + " pad = Concat<axis = 1>(x, x)" + PUT.replace("(z", "(pad"), FIXED),
+    "into some of the channels": (
+        MESSAGES + NATURAL + " wide = MatMul(x, w8) t = ScatterElements<axis = 0>(wide, i, m) r = MatMul(t, v8)",
+        rows.PART,
+    ),
     "picked along the channels": (
         MESSAGES + " at = Concat<axis = 0>(zero, zero) r0 = GatherND(m, at) r1 = Unsqueeze(r0, zero) r = Mul(m, r1)",
         rows.ALONG,

@@ -139,7 +139,8 @@ def put(known: Known, rule: ops.OpRule, law: Law, node: Node, operands: Sequence
     """
     data, index, updates = operands
     # Of ScatterND it says nothing of channels.
-    if rule.trace is ops.rows.trace_scatter_elements and any(np.ptp(n) for n in (index.classes, index.offset)):
+    numbers = (index.classes, index.scale, index.offset) if node.op == "ScatterElements" else ()
+    if any(np.ptp(n) for n in numbers):
         return None
     if law is not Law.ADD:
         return result_of(rule, [updates, data], known.group)

@@ -216,7 +216,7 @@ class _Layout:
         if laid.source or laid.value is None or laid.value.size > 1:
             column = laid.source if laid.value is None else self._stored(laid.value)
             return self._node("Expand", [column, sizes])
-        return self._node("ConstantOfShape", [sizes], value=numpy_helper.from_array(laid.value))
+        return self._node("ConstantOfShape", [sizes], value=numpy_helper.from_array(laid.value.reshape(1)))
 
     def _stored(self, value: Array) -> str:
         name = self._names.fresh(f"{self._wish}_numbers")

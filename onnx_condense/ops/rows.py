@@ -21,6 +21,7 @@ from onnx_condense.plan import PINNED, ConstantUse, IntArray, Operand
 
 ALONG = "picked or put by index along the channels"
 STORED = "put by a stored index that names every channel"
+PART = "put into some of the channels"
 # Reductions that add: a multiple of what is put is put as that multiple.
 _ADDS = frozenset({"none", "add"})
 
@@ -51,8 +52,8 @@ def trace_scatter_elements(call: Call) -> Effect:
         return Effect(None, pins=tuple((own, ALONG) for own in labels))
     if index is not None and index.constant is not None and any((own != PINNED).any() for own in labels):
         return Effect(None, pins=tuple((own, STORED) for own in labels))
-    ties = [] if index is None or index.labels is None else [_pair(updates.labels, index.labels)]
-    return _put(call, data, updates.labels, ties)
+    pair = None if index is None or index.labels is None else _pair(updates.labels, index.labels)
+    return _put(call, data, updates.labels, [] if pair is None else [pair])
 
 
 def trace_scatter_nd(call: Call) -> Effect:
@@ -74,10 +75,12 @@ def trace_scatter_nd(call: Call) -> Effect:
 def _put(call: Call, data: Value, labels: IntArray, ties: list[tuple[IntArray, IntArray]]) -> Effect:
     """Something with channels put into data: into channels of its own, or into what is stored for each."""
     if data.constant is None:
-        if data.labels is None:
-            return Effect(None, pins=((labels, UNKNOWN_RANK),))
-        ties.append(_pair(labels, data.labels))
-        return Effect(np.maximum(*ties[-1]), ties=tuple(ties))
+        # Elements may be put into some of the channels.
+        pair = None if data.labels is None else _pair(labels, data.labels)
+        if data.labels is None or pair is None:
+            return Effect(None, pins=tuple((own, PART) for own in (labels, data.labels) if own is not None))
+        ties.append(pair)
+        return Effect(np.maximum(*pair), ties=tuple(ties))
     # One number per place: those of a channel go with it.
     if data.constant.ndim != labels.ndim or any(
         n != own > 1 for n, own in zip(data.constant.shape, labels.shape, strict=True)
@@ -87,7 +90,10 @@ def _put(call: Call, data: Value, labels: IntArray, ties: list[tuple[IntArray, I
     return Effect(labels, ties=tuple(ties), constants=(ConstantUse(Operand(call.index, 0), labels),) if own else ())
 
 
-def _pair(a: IntArray, b: IntArray) -> tuple[IntArray, IntArray]:
+def _pair(a: IntArray, b: IntArray) -> tuple[IntArray, IntArray] | None:
+    """Labels of as many channels side by side; None where there are more of them in one than in the other."""
+    if a.ndim != b.ndim or any(n != m and 1 not in (n, m) for n, m in zip(a.shape, b.shape, strict=True)):
+        return None
     one, other = np.broadcast_arrays(a, b)
     return one, other
 
