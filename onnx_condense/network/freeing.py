@@ -19,6 +19,14 @@ def free(labels: IntArray | None) -> bool:
     return labels is not None and labels.ndim > 0 and labels.shape[-1] > 1 and bool(labels.any())
 
 
+def held(
+    network: Network, places: Sequence[Place], names: Callable[[Place], Sequence[str]], labels: Labels
+) -> list[Place]:
+    """The places of which no tensor, by name, is free as the network is."""
+    before = labels(network) if places else {}
+    return [place for place in places if not any(free(before.get(name)) for name in names(place))]
+
+
 def freeing(
     network: Network,
     places: Sequence[Place],

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_condense.network.freeing import Labels, free, freeing
+from onnx_condense.network.freeing import Labels, freeing, held
 from onnx_condense.network.known import Size
 from onnx_condense.network.listed import standard
 from onnx_condense.network.live import DEFAULTS, prune
@@ -63,8 +63,7 @@ def scattered(network: Network, labels: Labels) -> Network:
         `network` itself where there is no such place.
     """
     places = [] if _PUT & network.functions else [p for n in network.nodes if (p := _place(network, n))]
-    before = labels(network) if places else {}
-    chosen = [p for p in places if not free(before.get(p.updates))]
+    chosen = held(network, places, lambda place: (place.updates,), labels)
 
     def write(places: Sequence[_Place]) -> tuple[Network, list[tuple[str]]]:
         return _rewritten(network, places), [(p.updates,) for p in places]

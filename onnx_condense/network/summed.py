@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_condense.network.freeing import Labels, free, freeing
+from onnx_condense.network.freeing import Labels, freeing, held
 from onnx_condense.network.listed import numbers_of, standard
 from onnx_condense.network.live import DEFAULTS, prune
 from onnx_condense.network.model import Network
@@ -57,8 +57,7 @@ def summed(network: Network, labels: Labels) -> Network:
         `network` itself where there is no such place.
     """
     sums = [] if _PUT & network.functions else [s for node in network.nodes if (s := _sum(network, node))]
-    before = labels(network) if sums else {}
-    chosen = [s for s in sums if not any(free(before.get(name)) for name in s.factors)]
+    chosen = held(network, sums, lambda found: found.factors, labels)
 
     def write(sums: Sequence[_Sum]) -> tuple[Network, list[tuple[str, ...]]]:
         return _with_products(network, sums), [s.factors for s in sums]
