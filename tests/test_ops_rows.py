@@ -210,6 +210,38 @@ def test_a_stored_index_of_one_row() -> None:
     assert widths(condense(proto, threads=1).report) == [4, 4]
 
 
+def half(reduction: str) -> onnx.ModelProto:
+    """As `fixed`, in half precision between its input and its output."""
+    proto = fixed(z=np.zeros((ROWS, 6), np.float32), i=STORED)
+    graph = proto.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for node in graph.node:
+        node.input[:] = ["half" if name == "x" else name for name in node.input]
+        node.output[:] = ["wide" if name == "y" else name for name in node.output]
+        if node.op_type == "ScatterElements":
+            node.attribute[1].s = reduction.encode()
+    graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["half"], to=onnx.TensorProto.FLOAT16))
+    graph.node.append(onnx.helper.make_node("Cast", ["wide"], ["y"], to=onnx.TensorProto.FLOAT))
+    return proto
+
+
+def test_half_precision_shrinks() -> None:
+    proto = half("none")
+    given = {k: v[:, :ROWS] for k, v in feed(1).items()}
+    found = condense(proto, threads=1)
+    assert widths(found.report)[1] == 4
+    one, other = (outputs(made, given)[0] for made in (proto, found.model))
+    np.testing.assert_allclose(one, other, rtol=0, atol=0.05 * np.abs(one).max())
+
+
+def test_sums_of_half_precision_stay_as_they_are_written() -> None:
+    """ONNX Runtime has none for its CPU: they run where all that is read can be cast, stored zeros and all."""
+    plain = load(half("add"))
+    assert scattered(plain, lambda n: find_spaces(n).labels) is plain
+
+
 @pytest.mark.parametrize(("start", "last"), [(0.0, 4), (0.5, 5)])
 def test_rows_put_into_stored_numbers_that_are_alike(start: float, last: int) -> None:
     proto = by_rows(np.full((ROWS, 6), start, np.float32))

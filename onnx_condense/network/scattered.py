@@ -26,6 +26,8 @@ from onnx_condense.runtime import Array
 
 # Ops that are put in.
 _PUT = frozenset(("", op) for op in ("Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Slice"))
+# Bytes of single precision.
+_SINGLE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,12 @@ def scattered(network: Network, labels: Labels) -> Network:
 
 def _place(network: Network, node: Node) -> _Place | None:
     """What can be laid out anew around a node; None if that is nothing."""
-    if not standard(network, node, "ScatterElements", "ScatterND") or network.dtype(node.inputs[0]).kind != "f":
+    if not standard(network, node, "ScatterElements", "ScatterND"):
+        return None
+    dtype = network.dtype(node.inputs[0])
+    # On a CPU ONNX Runtime adds up half precision only where everything around it is stored or cast.
+    summed_in_half = dtype.itemsize < _SINGLE and node.attributes.get("reduction", "none") != "none"
+    if dtype.kind != "f" or summed_in_half:
         return None
     updates = _uncut(network, node.inputs[2])
     shape = network.shape(updates)
